@@ -1,0 +1,112 @@
+"""The commands that measure: quality on drawn scenes, and time on this machine."""
+
+from __future__ import annotations
+
+import json as json_format
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+SCORES_BEGIN, SCORES_END = "<!-- scores -->", "<!-- /scores -->"
+
+evaluation = typer.Typer(
+    help="Measure the quality of a model.", no_args_is_help=True, rich_markup_mode=None, add_completion=False
+)
+
+
+@evaluation.callback()
+def options() -> None:
+    """Measure the quality of a model.
+
+    \b
+    mm eval scenes --count 200
+    """
+
+
+@evaluation.command()
+def scenes(
+    model: Annotated[
+        str, typer.Option("--model", "-m", metavar="NAME", help="A name from `mm models`, or a folder.")
+    ] = "tiny",
+    count: Annotated[int, typer.Option(min=1, help="How many scenes are drawn.")] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="Which held-out scenes are drawn.")] = 0,
+    unseen: Annotated[
+        bool, typer.Option("--unseen", help="Scenes with a thing in a colour that training never showed.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the scores as one JSON object.")] = False,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the scores as JSON.")] = None,
+    readme: Annotated[
+        Path | None, typer.Option(metavar="FILE", help=f"Renew the table between {SCORES_BEGIN} marks.")
+    ] = None,
+) -> None:
+    """Score a model on held-out drawn scenes.
+
+    The scenes are drawn from seeds that no training has used.
+
+    \b
+    mm eval scenes
+    mm eval scenes --unseen --count 200 --json
+    """
+    from mm.cli import render
+    from mm.evaluate import evaluate_scenes
+
+    if readme is not None and not readme.is_file():
+        raise typer.BadParameter(f"there is no file {readme}")
+    scores = evaluate_scenes(model=model, count=count, seed=seed, unseen=unseen, progress=sys.stderr.isatty())
+    text = json_format.dumps(scores, indent=2, allow_nan=False)
+    typer.echo(text if json else render.table(render.flatten(scores)))
+    if out is not None:
+        _write(out, text + "\n")
+    if readme is not None:
+        _write(readme, with_scores(readme.read_text(encoding="utf-8"), scores))
+
+
+def with_scores(readme: str, scores: dict[str, Any]) -> str:
+    """The text of a README with the table of `scores` between its two marks."""
+    from mm.cli import render
+
+    before, mark, rest = readme.partition(SCORES_BEGIN)
+    _, end, after = rest.partition(SCORES_END)
+    if not (mark and end):
+        raise typer.BadParameter(f"the README has no {SCORES_BEGIN} … {SCORES_END}")
+    return f"{before}{mark}\n{render.markdown(render.flatten(scores))}\n{end}{after}"
+
+
+def bench(
+    model: Annotated[
+        str, typer.Option("--model", "-m", metavar="NAME", help="A name from `mm models`, or a folder.")
+    ] = "tiny",
+    repeats: Annotated[int, typer.Option(min=1, help="How often each warm step is timed.")] = 20,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object per row.")] = False,
+) -> None:
+    """Time the library on this machine.
+
+    Starts in fresh processes first, then each task when warm; medians in milliseconds.
+
+    \b
+    mm bench
+    mm bench --repeats 50 --json
+    """
+    from mm.bench import machine, run
+    from mm.cli import render
+
+    rows = run(model=model, repeats=repeats, progress=sys.stderr.isatty())
+    if json:
+        for row in rows:
+            typer.echo(json_format.dumps(row | {"machine": machine()}))
+    else:
+        typer.echo("; ".join(f"{key} {value}" for key, value in machine().items()) + "\n")
+        typer.echo(render.table(rows))
+
+
+def _write(path: Path, text: str) -> None:
+    """Replaces `path` as a whole, so that a reader never sees half of it."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,195 @@
+"""The commands that look at pictures. Each one names a task, its own options, and how a result reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Images = Annotated[
+    list[str],
+    typer.Argument(metavar="IMAGES", help="Picture files, folders of pictures, or URLs (--allow-urls)."),
+]
+Image = Annotated[str, typer.Argument(metavar="IMAGE", help="A picture file, or a URL (--allow-urls).")]
+Labels = Annotated[
+    list[str], typer.Option("--label", "-l", metavar="TEXT", help="What to look for; repeat for more.")
+]
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model", "-m", metavar="NAME", help="A name from `mm models`, a hub id, or a saved folder."
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object per picture and line.")]
+Save = Annotated[
+    Path | None, typer.Option("--save", metavar="DIR", help="Write each picture, annotated, as PNG into DIR.")
+]
+AllowUrls = Annotated[bool, typer.Option("--allow-urls", help="Let an image be fetched over http(s).")]
+
+
+def caption(
+    images: Images,
+    prompt: Annotated[str | None, typer.Option(help="Words the caption starts from.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest caption, in tokens.")] = 96,
+    model: Model = "tiny",
+    json: Json = False,
+    save: Save = None,
+    allow_urls: AllowUrls = False,
+) -> None:
+    """Say in a sentence what each picture shows.
+
+    \b
+    mm caption drawing.png
+    mm caption holiday/ --json > captions.jsonl
+    """
+    from mm.cli import render
+    from mm.cli.run import Request, run_pictures
+    from mm.tasks.caption import caption as task
+
+    run_pictures(
+        Request("caption", images, json, save, allow_urls),
+        lambda picture: task(picture, model=model, prompt=prompt, max_new_tokens=max_new_tokens),
+        render.caption,
+    )
+
+
+def ask(
+    image: Image,
+    question: Annotated[str, typer.Argument(metavar="QUESTION", help="A question about the picture.")],
+    model: Model = "tiny",
+    json: Json = False,
+    save: Save = None,
+    allow_urls: AllowUrls = False,
+) -> None:
+    """Answer a question about one picture.
+
+    \b
+    mm ask drawing.png "How many cars are there?"
+    """
+    from mm.cli import render
+    from mm.cli.run import Request, run_pictures
+    from mm.tasks.ask import ask as task
+
+    run_pictures(
+        Request("ask", [image], json, save, allow_urls),
+        lambda picture: task(picture, question, model=model),
+        render.caption,
+    )
+
+
+def detect(
+    images: Images,
+    labels: Labels,
+    threshold: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Boxes that score less are left out.")
+    ] = 0.3,
+    nms: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Of two boxes that overlap more (IoU), the better stays.")
+    ] = 0.5,
+    model: Model = "tiny",
+    json: Json = False,
+    save: Save = None,
+    allow_urls: AllowUrls = False,
+) -> None:
+    """Find things by name and print their boxes.
+
+    A box is left, top, right, bottom in pixels of the upright picture.
+
+    \b
+    mm detect drawing.png -l car -l "red boat"
+    mm detect holiday/ -l tree --threshold 0.5 --save out
+    """
+    from mm.cli import render
+    from mm.cli.run import Request, run_pictures
+    from mm.tasks.detect import detect as task
+
+    run_pictures(
+        Request("detect", images, json, save, allow_urls),
+        lambda picture: task(picture, labels, model=model, threshold=threshold, nms=nms),
+        render.detections,
+    )
+
+
+def segment(
+    images: Images,
+    labels: Labels,
+    threshold: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Pixels that score less are left out.")
+    ] = 0.5,
+    model: Model = "tiny",
+    json: Json = False,
+    save: Save = None,
+    allow_urls: AllowUrls = False,
+) -> None:
+    """Mark the pixels of things by name.
+
+    Prints the share of the picture that each thing covers; --save shows the masks.
+
+    \b
+    mm segment drawing.png -l car -l tree --save out
+    """
+    from mm.cli import render
+    from mm.cli.run import Request, run_pictures
+    from mm.tasks.segment import segment as task
+
+    run_pictures(
+        Request("segment", images, json, save, allow_urls),
+        lambda picture: task(picture, labels, model=model, threshold=threshold),
+        render.segmentation,
+    )
+
+
+def classify(
+    images: Images,
+    labels: Labels,
+    model: Model = "tiny",
+    json: Json = False,
+    save: Save = None,
+    allow_urls: AllowUrls = False,
+) -> None:
+    """Score each label against the whole picture, best first.
+
+    \b
+    mm classify drawing.png -l "a red car" -l "a blue boat"
+    """
+    from mm.cli import render
+    from mm.cli.run import Request, run_pictures
+    from mm.tasks.classify import classify as task
+
+    run_pictures(
+        Request("classify", images, json, save, allow_urls),
+        lambda picture: task(picture, labels, model=model),
+        render.classification,
+    )
+
+
+def embed(
+    images: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="IMAGES", help="Picture files, folders, or URLs (--allow-urls)."),
+    ] = None,
+    texts: Annotated[
+        list[str] | None, typer.Option("--text", "-t", metavar="TEXT", help="Embed this text; repeatable.")
+    ] = None,
+    model: Model = "tiny",
+    json: Json = False,
+    allow_urls: AllowUrls = False,
+) -> None:
+    """Turn pictures or texts into vectors of one space. The whole vectors are in the output of --json.
+
+    \b
+    mm embed holiday/ --json > vectors.jsonl
+    mm embed --text "a red car" --text "a cat" --json
+    """
+    from mm.cli import render
+    from mm.cli.run import Request, run_pictures, run_texts
+    from mm.tasks.embed import embed as task
+
+    if bool(images) == bool(texts):
+        raise typer.BadParameter("give either IMAGES or --text, for example: mm embed --text 'a red car'")
+    request = Request("embed", images or texts or [], json, None, allow_urls)
+    if texts:
+        run_texts(request, lambda text: task([text], model=model, kind="text"), render.embeddings)
+    else:
+        run_pictures(request, lambda picture: task([picture], model=model, kind="image"), render.embeddings)

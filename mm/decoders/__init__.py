@@ -1,0 +1,1 @@
+"""Language decoders that read connected tokens as `inputs_embeds`."""

@@ -1,0 +1,76 @@
+"""A picture that has been encoded, as a value: encode once, ask many.
+
+The features belong to the value, never to the model, so two threads cannot disturb each other.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+
+from mm.encoders.base import ImageFeatures
+from mm.geometry import Geometry
+from mm.images import Picture
+from mm.kernels.cache import KVPrefix
+
+if TYPE_CHECKING:
+    from mm.joined import Joined
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """What one pass of `model`'s image tower found in one picture; every task takes it where it takes an image.
+
+    size_hw: of the upright original, pixels. digest: sha256 of its pixels. features: B = 1.
+    notes: what the image gate had to say about the file.
+    """
+
+    model: str
+    name: str
+    size_hw: tuple[int, int]
+    digest: str
+    notes: tuple[str, ...]
+    geometry: Geometry = field(repr=False)
+    features: ImageFeatures = field(repr=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    _prefix: list[KVPrefix] = field(default_factory=list, repr=False)
+
+    def prefix(self, joined: Joined) -> KVPrefix:
+        """The picture's keys and values in the decoder, made at the first question and kept."""
+        with self._lock:
+            if not self._prefix:
+                assert joined.speaker is not None
+                self._prefix.append(joined.speaker.prefix(self.features))
+            return self._prefix[0]
+
+
+def encode_pictures(joined: Joined, pictures: list[Picture]) -> list[Encoded]:
+    """One encoder pass for all of them, one value for each."""
+    features = joined.encode(pictures)
+    return [
+        Encoded(
+            joined.name, p.name, p.size_hw, p.digest, p.notes, joined.geometry(p), _row(features, i)
+        )
+        for i, p in enumerate(pictures)
+    ]  # fmt: skip
+
+
+def _row(features: ImageFeatures, i: int) -> ImageFeatures:
+    return ImageFeatures(
+        features.tokens[i : i + 1], features.grid, features.prefix[i : i + 1], features.pooled[i : i + 1],
+        {k: v[i : i + 1] for k, v in features.layers.items()}, features.layer_grids,
+    )  # fmt: skip
+
+
+def stacked(many: list[Encoded]) -> ImageFeatures:
+    """The features of several values of one model as one batch."""
+    first = many[0].features
+    rows = [e.features for e in many]
+    return ImageFeatures(
+        torch.cat([r.tokens for r in rows]), first.grid, torch.cat([r.prefix for r in rows]),
+        torch.cat([r.pooled for r in rows]),
+        {k: torch.cat([r.layers[k] for r in rows]) for k in first.layers}, first.layer_grids,
+    )  # fmt: skip

@@ -1,0 +1,91 @@
+"""What every encoder gives, whatever library it came from.
+
+Letters: B pictures, N patch tokens on an h x w grid, D their width, P prefix tokens, K texts, L text tokens,
+E the joint embedding's width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Grid = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class ImageFeatures:
+    """One pass of an image tower.
+
+    tokens: float[B, N, D], patch tokens only, row by row; N = h * w of `grid`.
+    prefix: float[B, P, D], class and register tokens; P may be 0.
+    pooled: float[B, E], the joint embedding, not normalised.
+    layers: earlier maps that were asked for, {index: float[B, N_i, D_i]}, each on `layer_grids[index]`.
+    """
+
+    tokens: Tensor
+    grid: Grid
+    prefix: Tensor
+    pooled: Tensor
+    layers: dict[int, Tensor] = field(default_factory=dict)
+    layer_grids: dict[int, Grid] = field(default_factory=dict)
+
+    def map(self, layer: int | None = None) -> Tensor:
+        """float[B, D, h, w]: the tokens, or those of an earlier layer, as a picture."""
+        tokens, (h, w) = (self.tokens, self.grid) if layer is None else (self.layers[layer], self.layer_grids[layer])
+        return tokens.transpose(1, 2).reshape(tokens.shape[0], tokens.shape[2], h, w)
+
+
+@dataclass(frozen=True)
+class TextFeatures:
+    """One pass of a text tower.
+
+    pooled: float[K, E], the joint embedding, not normalised. tokens: float[K, L, D_t]; mask: bool[K, L], true on
+    real tokens. cut: which texts were longer than the tower reads and lost their end.
+    """
+
+    pooled: Tensor
+    tokens: Tensor
+    mask: Tensor
+    cut: tuple[bool, ...] = ()
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """What a checkpoint decides about its own inputs; nothing here has a default on purpose.
+
+    input_hw: pixels. policy: how a picture becomes that size (`mm.geometry`). mean, std: of pixels in 0..1.
+    rule: how similarity becomes a score, `softmax` (temperature) or `sigmoid` (temperature and bias).
+    layers: the earlier maps that the heads of this encoder read.
+    """
+
+    input_hw: tuple[int, int]
+    policy: str
+    resample: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    text_length: int
+    lower_case: bool
+    rule: str
+    width: int
+    embedding: int
+    layers: tuple[int, ...]
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """A pair of towers and all that goes with their checkpoint."""
+
+    spec: EncoderSpec
+
+    def encode_image(self, pixels: Tensor, layers: tuple[int, ...] = ()) -> ImageFeatures:
+        """pixels: float32[B, 3, S, S], as `spec` prepares them."""
+        ...
+
+    def encode_text(self, texts: list[str]) -> TextFeatures: ...
+
+    def similarity(self, image: Tensor, text: Tensor) -> Tensor:
+        """image float[B, E], text float[K, E] -> probability or score, float[B, K], by the checkpoint's own rule."""
+        ...

@@ -1,0 +1,1 @@
+"""Heads over any encoder's features."""

@@ -1,0 +1,106 @@
+"""A joined model: an encoder, and the connector, heads and decoder that stand on it, with what they share."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mm.decoders.causal import CausalDecoder
+from mm.encoders.base import Encoder, EncoderSpec, ImageFeatures
+from mm.errors import InputError
+from mm.geometry import Geometry, fit
+from mm.heads.clipseg_style import ClipSegStyleHead
+from mm.heads.owl import OwlHead
+from mm.images import Picture
+from mm.kernels.cache import KVPrefix
+from mm.world import World
+
+_TEXTS_AT_ONCE = 256
+_TEXTS_KEPT = 20_000
+
+
+class TextCache:
+    """Label embeddings by content: an embedding is made once, the oldest are dropped first."""
+
+    def __init__(self) -> None:
+        self._rows: OrderedDict[str, tuple[Tensor, bool]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    @torch.inference_mode()
+    def embed(self, encoder: Encoder, texts: list[str]) -> tuple[Tensor, list[bool]]:
+        """float[K, E] for K texts in their order, and which were cut; only new ones pass the text tower."""
+        with self._lock:
+            known = {text: self._rows[text] for text in texts if text in self._rows}
+        new = list(dict.fromkeys(text for text in texts if text not in known))
+        for start in range(0, len(new), _TEXTS_AT_ONCE):
+            part = new[start : start + _TEXTS_AT_ONCE]
+            made = encoder.encode_text(part)
+            known |= dict(zip(part, zip(made.pooled.unbind(), made.cut, strict=True), strict=True))
+        with self._lock:
+            for text in new:
+                self._rows[text] = known[text]
+            while len(self._rows) > _TEXTS_KEPT:
+                self._rows.popitem(last=False)
+        return torch.stack([known[text][0] for text in texts]), [known[text][1] for text in texts]
+
+
+@dataclass(frozen=True, eq=False)
+class Speaker:
+    """The language half of a joined model: connected tokens go in front of the words."""
+
+    connector: nn.Module
+    decoder: CausalDecoder
+    prompt: str  # what `caption` asks when the caller asks nothing
+
+    @torch.inference_mode()
+    def prefix(self, features: ImageFeatures) -> KVPrefix:
+        """The keys and values of the picture's tokens, read once."""
+        tokens, _ = self.connector(features.tokens, features.grid)
+        return self.decoder.extend(tokens)[1]
+
+
+@dataclass(frozen=True, eq=False)
+class Joined:
+    """Everything that answers under one model name. Parts that the model lacks are None."""
+
+    name: str
+    revision: str
+    sha256: str
+    licence: str
+    encoder: Encoder
+    detector: OwlHead | None
+    segmenter: ClipSegStyleHead | None
+    speaker: Speaker | None
+    world: World | None
+    texts: TextCache = field(default_factory=TextCache)
+
+    @property
+    def spec(self) -> EncoderSpec:
+        return self.encoder.spec
+
+    def need(self, part: str) -> nn.Module | Speaker:
+        """The part of this name, or an error that says the model has none."""
+        found = getattr(self, part)
+        if found is None:
+            raise InputError(f"model {self.name!r} has no {part}; it was joined without one")
+        return found
+
+    def geometry(self, picture: Picture) -> Geometry:
+        return fit(picture.size_hw, self.spec.input_hw, self.spec.policy)
+
+    def pixels(self, picture: Picture) -> Tensor:
+        """float32[3, S, S]: the picture as the encoder wants it."""
+        array = self.geometry(picture).apply(picture.pixels, self.spec.resample)
+        tensor = torch.from_numpy(np.ascontiguousarray(array)).permute(2, 0, 1).float() / 255
+        mean, std = (torch.tensor(v)[:, None, None] for v in (self.spec.mean, self.spec.std))
+        return (tensor - mean) / std
+
+    @torch.inference_mode()
+    def encode(self, pictures: list[Picture]) -> ImageFeatures:
+        """One pass of the image tower over a batch."""
+        return self.encoder.encode_image(torch.stack([self.pixels(p) for p in pictures]), self.spec.layers)

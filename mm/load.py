@@ -1,0 +1,141 @@
+"""From a model's folder to a `Joined`: the parts by their own libraries' formats, every weight accounted for."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mm.checkpoint import fingerprint, load_into, load_tensors, read_json
+from mm.connectors.projections import MLP, Linear
+from mm.decoders.causal import CausalDecoder
+from mm.encoders.base import EncoderSpec
+from mm.encoders.text import TextRules
+from mm.encoders.timm_clip import TimmClipEncoder
+from mm.errors import CheckpointError, nearest
+from mm.heads.clipseg_style import ClipSegStyleConfig, ClipSegStyleHead
+from mm.heads.owl import OwlConfig, OwlHead
+from mm.joined import Joined, Speaker
+from mm.world import World
+from mm.zoo import find
+
+CONNECTORS = {"linear": Linear, "mlp": MLP}
+
+_loaded: dict[Path, Joined] = {}
+_locks: dict[Path, threading.Lock] = {}
+_guard = threading.Lock()
+
+
+def load(name: str = "tiny") -> Joined:
+    """The model of this name or folder, loaded once a process; threads that ask at once wait for the one load.
+
+    Raises:
+        CheckpointError: no such model, or its files are damaged or do not fit together.
+    """
+    folder = find(name).resolve()
+    with _guard:
+        lock = _locks.setdefault(folder, threading.Lock())
+    with lock:
+        if folder not in _loaded:
+            _loaded[folder] = _load(name, folder)
+        return _loaded[folder]
+
+
+def _load(name: str, folder: Path) -> Joined:
+    config = read_json(folder / "config.json")
+    joined = load_tensors(folder / "joined.safetensors")
+    with torch.random.fork_rng(devices=[]):  # building a module draws numbers; the caller's stream is not ours
+        encoder = _encoder(folder, config, joined)
+        detector = _head(OwlHead, OwlConfig, config, "detector", joined)
+        segmenter = _head(ClipSegStyleHead, ClipSegStyleConfig, config, "segmenter", joined)
+        speaker = _speaker(folder, config, joined)
+    world = _world(config, joined)
+    if joined:
+        raise CheckpointError(f"joined.safetensors: keys that no part asked for: {', '.join(sorted(joined)[:5])}")
+    weights = fingerprint(list(folder.rglob("*.safetensors")))
+    return Joined(
+        name, str(config["revision"]), weights, str(config["licence"]), encoder, detector, segmenter, speaker, world
+    )
+
+
+def _take(tensors: dict[str, Tensor], part: str) -> dict[str, Tensor]:
+    """Removes and returns the tensors of one part, without its prefix, in float32."""
+    keys = [key for key in tensors if key.startswith(part + ".")]
+    return {key[len(part) + 1 :]: _plain(tensors.pop(key)) for key in keys}
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.is_floating_point() else tensor
+
+
+def _build(kind: type, values: Any, where: str) -> Any:
+    """A config dataclass from JSON: every field given, none unknown."""
+    names = {field.name for field in dataclasses.fields(kind)}
+    if not isinstance(values, dict) or set(values) != names:
+        got = set(values) if isinstance(values, dict) else set()
+        unknown = next(iter(sorted(got - names)), "")
+        raise CheckpointError(
+            f"config.json, {where}: missing {sorted(names - got)}, unknown {sorted(got - names)}.{nearest(unknown, names)}"
+        )
+    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+def _encoder(folder: Path, config: dict[str, Any], joined: dict[str, Tensor]) -> TimmClipEncoder:
+    import timm
+    from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModelWithProjection
+
+    spec = _build(EncoderSpec, config["encoder"], "encoder")
+    vision = timm.create_model(f"local-dir:{folder / 'vision'}")
+    load_into(vision, _floats(load_tensors(folder / "vision" / "model.safetensors")), "vision/model.safetensors")
+    text = CLIPTextModelWithProjection(CLIPTextConfig.from_pretrained(folder / "text", local_files_only=True))
+    load_into(text, _floats(load_tensors(folder / "text" / "model.safetensors")), "text/model.safetensors")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "text", local_files_only=True)
+    encoder = TimmClipEncoder(vision, text, TextRules(tokenizer, spec.text_length, spec.lower_case), spec)
+    encoder.logit_scale.data.copy_(_take(joined, "encoder")["logit_scale"])
+    return encoder.eval().requires_grad_(False)
+
+
+def _floats(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key: _plain(value) for key, value in tensors.items()}
+
+
+def _head(kind: type, config_kind: type, config: dict[str, Any], part: str, joined: dict[str, Tensor]) -> Any:
+    if part not in config:
+        return None
+    head = kind(**vars(_build(config_kind, config[part], part)))
+    load_into(head, _take(joined, part), f"joined.safetensors, {part}")
+    return head.eval().requires_grad_(False)
+
+
+def _speaker(folder: Path, config: dict[str, Any], joined: dict[str, Tensor]) -> Speaker | None:
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    if "speaker" not in config:
+        return None
+    values = config["speaker"]
+    if values["connector"] not in CONNECTORS:
+        raise CheckpointError(f"unknown connector {values['connector']!r}.{nearest(values['connector'], CONNECTORS)}")
+    connector: nn.Module = CONNECTORS[values["connector"]](values["d_in"], values["d_out"])
+    load_into(connector, _take(joined, "connector"), "joined.safetensors, connector")
+    settings = AutoConfig.from_pretrained(folder / "decoder", local_files_only=True, trust_remote_code=False)
+    lm = AutoModelForCausalLM.from_config(settings, attn_implementation="sdpa", dtype=torch.float32)
+    weights = _floats(load_tensors(folder / "decoder" / "model.safetensors"))
+    if settings.tie_word_embeddings:
+        weights.setdefault("lm_head.weight", weights["model.embed_tokens.weight"])
+    load_into(lm, weights, "decoder/model.safetensors")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "decoder", local_files_only=True)
+    decoder = CausalDecoder(lm, tokenizer)
+    for module in (connector, decoder):
+        module.eval().requires_grad_(False)
+    return Speaker(connector, decoder, str(values["prompt"]))
+
+
+def _world(config: dict[str, Any], joined: dict[str, Tensor]) -> World | None:
+    if "world" not in config:
+        return None
+    tensors = _take(joined, "world")
+    return World(str(config["world"]["name"]), tensors["mean"], tensors["whiten"], float(config["world"]["threshold"]))

@@ -1,0 +1,128 @@
+"""Writes a trained `tiny` as the folder that `mm.load` reads: each part in its own library's format."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from mm.recipes.tiny_parts import (
+    DECODER_WIDTH, DETECT, EMBEDDING, SEGMENT, SPEC, VISION_ARCHITECTURE, VISION_ARGS, WIDTH, prepare,
+)  # fmt: skip
+from mm.recipes.tokenizer import DEFAULT_PROMPT
+from mm.scenes.render import render_scene
+
+if TYPE_CHECKING:
+    from mm.recipes.tiny import HeadsTraining
+
+_WORLD_SCENES, _WORLD_SEED = 3000, 900_000_000
+
+
+def export(training: HeadsTraining, out: Path) -> None:
+    """Replaces `out` as a whole: a reader never sees half of it. Weights are stored as float16."""
+    partial = out.with_name(out.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    _vision(training.encoder.vision, partial / "vision")
+    _text(training, partial / "text")
+    _decoder(training, partial / "decoder")
+    world, threshold = _world(training.encoder)
+    heads, connector = training.heads, training.speaker["connector"]
+    parts: dict[str, nn.Module] = {"detector": heads["detect"], "segmenter": heads["segment"], "connector": connector}
+    joined = {f"{name}.{k}": v for name, part in parts.items() for k, v in part.state_dict().items()}
+    joined["encoder.logit_scale"] = training.encoder.logit_scale.detach()
+    _save(joined | world, partial / "joined.safetensors")
+    _write_json(partial / "config.json", _config(threshold))
+    for kept in ("scores.json", "README.md"):
+        if (out / kept).exists():
+            shutil.copy(out / kept, partial / kept)
+    old = out.with_name(out.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if out.exists():
+        os.replace(out, old)
+    os.replace(partial, out)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _config(threshold: float) -> dict[str, Any]:
+    return {
+        "name": "tiny",
+        "revision": "1",
+        "licence": "Apache-2.0",
+        "encoder": dataclasses.asdict(SPEC),
+        "detector": dataclasses.asdict(DETECT),
+        "segmenter": dataclasses.asdict(SEGMENT),
+        "speaker": {"connector": "mlp", "d_in": WIDTH, "d_out": DECODER_WIDTH, "prompt": DEFAULT_PROMPT},
+        "world": {"name": "drawn scenes", "threshold": round(threshold, 4)},
+    }
+
+
+def _vision(vision: nn.Module, folder: Path) -> None:
+    folder.mkdir()
+    _save(vision.state_dict(), folder / "model.safetensors")
+    _write_json(folder / "config.json", {
+        "architecture": VISION_ARCHITECTURE,
+        "num_classes": EMBEDDING,
+        "num_features": WIDTH,
+        "model_args": VISION_ARGS,
+        "pretrained_cfg": {
+            "tag": "mm_tiny", "custom_load": False, "input_size": [3, *SPEC.input_hw], "fixed_input_size": True,
+            "interpolation": SPEC.resample, "crop_pct": 1.0, "crop_mode": "squash", "mean": SPEC.mean, "std": SPEC.std,
+            "num_classes": EMBEDDING, "pool_size": [8, 8], "first_conv": "stem.conv1", "classifier": "head.fc",
+        },
+    })  # fmt: skip
+
+
+def _text(training: HeadsTraining, folder: Path) -> None:
+    text: Any = training.encoder.text
+    text.config.save_pretrained(folder)
+    training.encoder.rules.tokenizer.save_pretrained(folder)
+    _save(text.state_dict(), folder / "model.safetensors")
+    mean, std = list(SPEC.mean), list(SPEC.std)
+    _write_json(folder.parent / "preprocessor_config.json", {
+        "do_resize": True, "size": {"height": SPEC.input_hw[0], "width": SPEC.input_hw[1]}, "resample": 2,
+        "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": mean, "image_std": std,
+    })  # fmt: skip
+
+
+def _decoder(training: HeadsTraining, folder: Path) -> None:
+    lm: Any = training.speaker["decoder"]
+    lm.config.save_pretrained(folder)
+    training.encoder.rules.tokenizer.save_pretrained(folder)
+    _save({k: v for k, v in lm.state_dict().items() if k != "lm_head.weight"}, folder / "model.safetensors")
+
+
+@torch.inference_mode()
+def _world(encoder: Any) -> tuple[dict[str, Tensor], float]:
+    """Mean and whitening of pooled features of fresh seen scenes; the threshold lets 99 % of others pass."""
+    pooled = torch.cat([_pooled(encoder, range(s, s + 50)) for s in range(0, _WORLD_SCENES, 50)]).double()
+    fitted, held = pooled[: len(pooled) * 2 // 3], pooled[len(pooled) * 2 // 3 :]
+    mean = fitted.mean(0)
+    values, vectors = torch.linalg.eigh(torch.cov(fitted.T))
+    whiten = vectors / (values.clamp(min=0) + 1e-4 * values.mean()).sqrt()
+    distance = ((held - mean) @ whiten).square().mean(-1).sqrt()
+    return {"world.mean": mean.float(), "world.whiten": whiten.float()}, float(distance.quantile(0.99))
+
+
+def _pooled(encoder: Any, seeds: range) -> Tensor:
+    pictures = [render_scene(_WORLD_SEED + s, 128).pixels for s in seeds]
+    pixels = torch.stack([torch.from_numpy(p.copy()).permute(2, 0, 1) for p in pictures])
+    return encoder.encode_image(prepare(pixels)).pooled
+
+
+def _save(tensors: dict[str, Tensor], path: Path, keep: tuple[str, ...] = ("world.", "encoder.")) -> None:
+    """float16, but integers and what `keep` names stay as they are. Readable like any other file."""
+    half = {k: v.half() if v.is_floating_point() and not k.startswith(keep) else v for k, v in tensors.items()}
+    save_file({k: v.detach().clone().contiguous() for k, v in half.items()}, path, metadata={"format": "pt"})
+    path.chmod(0o644)
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", "utf-8")

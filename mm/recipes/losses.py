@@ -1,0 +1,71 @@
+"""The losses of the `tiny` recipe."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mm.heads.owl import OwlOutput
+from mm.recipes.batches import Batch
+from mm.scenes.vocabulary import SEEN_PAIRS
+
+
+def quality_focal(logits: Tensor, target: Tensor) -> Tensor:
+    """Sum of |target - p|^2 * BCE (Li et al., "Generalized Focal Loss", 2020, equation 3)."""
+    p = logits.sigmoid()
+    return (F.binary_cross_entropy_with_logits(logits, target, reduction="none") * (target - p).abs().pow(2)).sum()
+
+
+def generalised_iou(a: Tensor, b: Tensor) -> Tensor:
+    """GIoU of cxcywh boxes, float[n] (Rezatofighi et al., 2019)."""
+    a0, a1, b0, b1 = a[:, :2] - a[:, 2:] / 2, a[:, :2] + a[:, 2:] / 2, b[:, :2] - b[:, 2:] / 2, b[:, :2] + b[:, 2:] / 2
+    inter = (torch.minimum(a1, b1) - torch.maximum(a0, b0)).clamp(min=0).prod(1)
+    union = (a[:, 2:].prod(1) + b[:, 2:].prod(1) - inter).clamp(min=1e-9)
+    hull = (torch.maximum(a1, b1) - torch.minimum(a0, b0)).prod(1).clamp(min=1e-9)
+    return inter / union - (hull - union) / hull
+
+
+def detection_loss(out: OwlOutput, batch: Batch) -> dict[str, Tensor]:
+    """Class, box and objectness terms, each per object."""
+    thing, cell, weight = batch.cell_object, batch.cell_index, batch.cell_weight
+    owner = batch.owner[thing]
+    count = float(len(batch.owner))
+    target = torch.zeros_like(out.logits)
+    target[owner, cell] = batch.match[thing].float() * weight[:, None]
+    objectness = torch.zeros_like(out.objectness)
+    objectness[owner, cell] = weight
+    boxes, truth = out.boxes_cxcywh[owner, cell], batch.boxes[thing].float()
+    scale = (truth[:, 2:].clamp(min=0.05)).repeat(1, 2)  # a pixel matters more on a small thing
+    l1 = ((boxes - truth).abs() / scale).mean(1)
+    return {
+        "class": quality_focal(out.logits, target) / count,
+        "object": quality_focal(out.objectness, objectness) / count,
+        "box": (weight * (l1 + 2 * (1 - generalised_iou(boxes, truth)))).sum() / weight.sum(),
+    }
+
+
+def mask_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Binary cross-entropy plus Dice where there is something; float[Q, s, s] both."""
+    bce = F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean((1, 2))
+    p = logits.sigmoid()
+    area = target.sum((1, 2))
+    dice = 1 - (2 * (p * target).sum((1, 2)) + 1) / ((p * p).sum((1, 2)) + (target * target).sum((1, 2)) + 1)
+    return 4 * bce.mean() + (dice * (area > 1)).mean()
+
+
+def contrastive_loss(image: Tensor, text: Tensor, captions: list[str], scale: Tensor) -> Tensor:
+    """Symmetric cross-entropy over a batch (Radford et al., 2021); equal captions count as one truth."""
+    logits = scale.exp() * F.normalize(image.float(), dim=-1) @ F.normalize(text.float(), dim=-1).T
+    same = torch.tensor([[a == b for a in captions] for b in captions], dtype=torch.float32, device=logits.device)
+    truth = same / same.sum(1, keepdim=True)
+    return (F.cross_entropy(logits, truth) + F.cross_entropy(logits.T, truth)) / 2
+
+
+def present_loss(image: Tensor, text: Tensor, batch: Batch, scale: Tensor) -> Tensor:
+    """Cross-entropy of each picture over all seen pairs, the truth shared among those present."""
+    pairs = len(SEEN_PAIRS)
+    logits = scale.exp() * F.normalize(image.float(), dim=-1) @ F.normalize(text[:pairs].float(), dim=-1).T
+    truth = torch.zeros_like(logits)
+    truth[batch.owner, batch.pair_index] = 1.0
+    return F.cross_entropy(logits, truth / truth.sum(1, keepdim=True))

@@ -1,0 +1,112 @@
+"""The recipe of the embedded default: `python -m mm.recipes.tiny --work FOLDER`, or `make weights`.
+
+Three stages; the first two go on after a kill from their last checkpoint in FOLDER.
+`pair` trains the two towers by image-text terms and region-text terms (boxes and masks by label).
+`heads` freezes them and trains detection head, segmentation head, connector and decoder.
+`export` writes the folder that the library loads, measures the drawn world's spread, and needs no training.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from mm.recipes.batches import Batch
+from mm.recipes.export import export
+from mm.recipes.fit import fit_stage, load_stage
+from mm.recipes.losses import contrastive_loss, detection_loss, mask_loss, present_loss
+from mm.recipes.tiny_parts import SPEC, build_decoder, build_encoder, build_heads, dialogue_loss, prepare
+from mm.zoo import EMBEDDED
+
+_HEADS_EVERY = 3  # in stage `heads`: boxes and masks are trained already, the decoder starts from nothing
+
+
+class PairTraining(nn.Module):
+    """The two towers, with the detection and segmentation heads as their region-text terms."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.heads = build_encoder(), build_heads()
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        with autocast(batch.pixels.device):
+            pixels = prepare(batch.pixels).contiguous(memory_format=torch.channels_last)
+            image = self.encoder.encode_image(pixels, SPEC.layers)
+            text = self.encoder.encode_text(batch.texts).pooled.float()
+            captions = self.encoder.encode_text(batch.captions).pooled
+            boxes = self.heads["detect"](image, text)
+            masks = self.heads["segment"](image, text[batch.ask_label], batch.ask_owner)
+        scale = self.encoder.logit_scale
+        return {
+            **detection_loss(boxes, batch),
+            "mask": mask_loss(masks, batch.ask_mask),
+            "contrast": 0.3 * contrastive_loss(image.pooled, captions, batch.captions, scale),
+            "present": 0.5 * present_loss(image.pooled, text, batch, scale),
+        }
+
+
+class HeadsTraining(nn.Module):
+    """Everything that stands on the frozen towers."""
+
+    def __init__(self, pair: PairTraining) -> None:
+        super().__init__()
+        self.encoder, self.heads = pair.encoder.requires_grad_(False), pair.heads
+        self.speaker = build_decoder(self.encoder.rules.tokenizer)
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        self.encoder.eval()
+        terms = {}
+        with autocast(batch.pixels.device):
+            pixels = prepare(batch.pixels).contiguous(memory_format=torch.channels_last)
+            with torch.no_grad():
+                image = self.encoder.encode_image(pixels, SPEC.layers)
+            if batch.step % _HEADS_EVERY == 0:
+                with torch.no_grad():
+                    text = self.encoder.encode_text(batch.texts).pooled.float()
+                boxes = self.heads["detect"](image, text)
+                masks = self.heads["segment"](image, text[batch.ask_label], batch.ask_owner)
+                terms = {**detection_loss(boxes, batch), "mask": mask_loss(masks, batch.ask_mask)}
+            tokens, _ = self.speaker["connector"](image.tokens, image.grid)
+            spoken = dialogue_loss(self.speaker["decoder"], self.encoder.rules.tokenizer, tokens, batch.dialogues)
+        return {**terms, "words": spoken}
+
+
+def autocast(device: torch.device) -> torch.autocast:
+    return torch.autocast(device.type, torch.bfloat16)
+
+
+def train(folder: Path, *, pair_steps: int, heads_steps: int, batch: int, device: str) -> HeadsTraining:
+    """Runs the stages that `folder` does not hold complete yet."""
+    torch.manual_seed(0)
+    pair = PairTraining().to(device, memory_format=torch.channels_last).train()
+    fit_stage("pair", folder, pair, pair.losses, steps=pair_steps, batch=batch, peak=1.2e-3)
+    heads = HeadsTraining(pair).to(device).train()
+    fit_stage("heads", folder, heads, heads.losses, steps=heads_steps, batch=batch, peak=1.5e-3, asks_each=1, shift=10**7)
+    return heads
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="folder of checkpoints and logs")
+    parser.add_argument("--pair-steps", type=int, default=4200, help="of --batch scenes each (default %(default)s)")
+    parser.add_argument("--heads-steps", type=int, default=3000, help="likewise (default %(default)s)")
+    parser.add_argument("--batch", type=int, default=32, help="scenes a step (default %(default)s)")
+    parser.add_argument("--export-only", action="store_true", help="write the last checkpoint of `heads` as it is")
+    parser.add_argument("--out", type=Path, default=EMBEDDED / "tiny", help="folder to write (default: the embedded one)")
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    if args.export_only:
+        heads = HeadsTraining(PairTraining())
+        load_stage("heads", args.work, heads)
+    else:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        steps = {"pair_steps": args.pair_steps, "heads_steps": args.heads_steps}
+        heads = train(args.work, **steps, batch=args.batch, device=device)
+    export(heads.cpu().eval(), args.out)
+
+
+if __name__ == "__main__":
+    main()

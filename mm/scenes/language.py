@@ -1,0 +1,85 @@
+"""What can be said about a scene: its caption, the things it mentions, and questions with answers."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+
+import numpy as np
+
+from mm.scenes.render import Scene, SceneObject
+from mm.scenes.vocabulary import COLOURS, COUNTS, KINDS, TEXTURES, plural
+
+Mention = tuple[str, str, str]  # texture, colour, kind
+
+_SINGULAR = {plural(kind): kind for kind in KINDS} | {kind: kind for kind in KINDS}
+_PHRASE = re.compile(
+    rf"\b(an?|{'|'.join(COUNTS)})\s+(?:({'|'.join(TEXTURES[1:])})\s+)?({'|'.join(COLOURS)})\s+"
+    rf"({'|'.join(sorted(_SINGULAR, key=len, reverse=True))})\b"
+)
+
+
+def phrase(texture: str, colour: str, kind: str, count: int = 1) -> str:
+    """`"a red car"`, `"an orange sun"`, `"two striped blue stars"`."""
+    words = [colour] if texture == "plain" else [texture, colour]
+    if count > 1:
+        return " ".join([COUNTS[count - 1], *words, plural(kind)])
+    article = "an" if words[0][0] in "aeiou" else "a"
+    return " ".join([article, *words, kind])
+
+
+def caption_of(scene: Scene) -> str:
+    """Every visible object, left to right by the leftmost of each group, then the background."""
+    ordered = sorted(scene.objects, key=lambda o: o.centre_xy[0])
+    groups = Counter((o.texture, o.colour, o.kind) for o in ordered)  # keeps the order of first sight
+    phrases = [phrase(*what, count) for what, count in groups.items()]
+    listed = phrases[0] if len(phrases) == 1 else ", ".join(phrases[:-1]) + " and " + phrases[-1]
+    article = "an" if scene.background[0] in "aeiou" else "a"
+    return f"{listed} on {article} {scene.background} background"
+
+
+def mentions(text: str) -> Counter[Mention]:
+    """The objects a caption mentions, counts expanded; anything not of the caption's form is not a mention."""
+    found: Counter[Mention] = Counter()
+    for count, texture, colour, kind in _PHRASE.findall(text.lower()):
+        found[(texture or "plain", colour, _SINGULAR[kind])] += 1 if count in ("a", "an") else COUNTS.index(count) + 1
+    return found
+
+
+def background_of(text: str) -> str | None:
+    """The background's colour that a caption names."""
+    match = re.search(rf"\bon an? ({'|'.join(COLOURS)}) background\b", text.lower())
+    return match[1] if match else None
+
+
+def relation(a: SceneObject, b: SceneObject) -> str:
+    """Where a lies as seen from b, along the longer of the two distances between centres."""
+    (ax, ay), (bx, by) = a.centre_xy, b.centre_xy
+    if abs(ax - bx) >= abs(ay - by):
+        return "left of" if ax < bx else "right of"
+    return "above" if ay < by else "below"
+
+
+def questions_of(scene: Scene, seed: int = 0) -> list[tuple[str, str]]:
+    """Questions whose answers are certain, in an order drawn from `seed`."""
+    rng = np.random.default_rng((scene.seed, seed, 7))
+    labels, kinds = Counter(o.label for o in scene.objects), Counter(o.kind for o in scene.objects)
+    asked = [("what colour is the background?", scene.background)]
+    for thing in scene.objects:
+        if kinds[thing.kind] == 1:
+            asked.append((f"what colour is the {thing.kind}?", thing.colour))
+            asked.append((f"what is the texture of the {thing.kind}?", thing.texture))
+            asked.append((f"is the {thing.kind} small or large?", thing.size))
+    for kind, count in kinds.items():
+        if count <= len(COUNTS):
+            asked.append((f"how many {plural(kind)} are there?", COUNTS[count - 1]))
+    present = scene.objects[rng.integers(len(scene.objects))]
+    asked.append((f"is there {phrase('plain', present.colour, present.kind)}?", "yes"))
+    colour, kind = COLOURS[rng.integers(len(COLOURS))], KINDS[rng.integers(len(KINDS))]
+    asked.append((f"is there {phrase('plain', colour, kind)}?", "yes" if labels[f"{colour} {kind}"] else "no"))
+    single = [o for o in scene.objects if labels[o.label] == 1]
+    if len(single) >= 2:
+        i, j = rng.choice(len(single), 2, replace=False)
+        a, b = single[i], single[j]
+        asked.append((f"where is the {a.label}, seen from the {b.label}?", relation(a, b)))
+    return [asked[i] for i in rng.permutation(len(asked))]

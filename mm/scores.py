@@ -1,0 +1,212 @@
+"""The figures of the drawn world: what a model said of scenes against what the scenes show.
+
+Each class takes one scene and what was said of it after another (`add`) and knows its figures, from 0 to 1, at the
+end (`figures`). For unseen scenes those of `DetectScore` and `SegmentScore` are of held-out pairs alone, and
+those of all pairs stand under "all".
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from mm.scenes.language import Mention, background_of, caption_of, mentions, questions_of
+from mm.scenes.render import Scene
+from mm.scenes.vocabulary import HELD_OUT_PAIRS, PAIR_LABELS, is_held_out
+from mm.types import Detections, Segmentation
+
+QUESTIONS_EACH = 3  # of those `questions_of` has for a scene, in its own drawn order
+_MOST_BOXES = 100
+_HELD_OUT_LABELS = frozenset(f"{colour} {kind}" for colour, kind in HELD_OUT_PAIRS)
+Pair = tuple[str, str]  # colour, kind
+
+
+class DetectScore:
+    """COCO average precision of boxes, where all 240 labels are asked at once.
+
+    AP50 (at IoU 0.5), AP (mean over IoU 0.5 to 0.95) and AR100 are means over the labels that occur in the truth;
+    all boxes count, at most 100 a scene. Truth: the tight box of each object's visible part.
+    """
+
+    def __init__(self, unseen: bool) -> None:
+        self.unseen = unseen
+        self.scenes: list[dict[str, Any]] = []
+        self.truth: list[dict[str, Any]] = []
+        self.found: list[dict[str, Any]] = []
+
+    def add(self, scene: Scene, said: Detections) -> None:
+        image = len(self.scenes) + 1
+        self.scenes.append({"id": image, "height": scene.size_hw[0], "width": scene.size_hw[1]})
+        for thing in scene.objects:
+            row = _coco_box(image, thing.label, thing.box_xyxy)
+            area = row["bbox"][2] * row["bbox"][3]
+            self.truth.append(row | {"id": len(self.truth) + 1, "area": area, "iscrowd": 0})
+        for box, score, label in said.top(_MOST_BOXES):
+            self.found.append(_coco_box(image, label, box) | {"score": float(score)})
+
+    def figures(self) -> dict[str, Any]:
+        precision, recall = self._curves()
+        everything = _average(precision, recall, range(len(PAIR_LABELS)))
+        labels = {"labels": len(PAIR_LABELS)}
+        if not self.unseen:
+            return everything | labels
+        held_out = [i for i, label in enumerate(PAIR_LABELS) if label in _HELD_OUT_LABELS]
+        return _average(precision, recall, held_out) | labels | {"all": everything}
+
+    def _curves(self) -> tuple[np.ndarray, np.ndarray]:
+        """float[10 IoUs, 101 recalls, 240], float[10 IoUs, 240]; -1 for a label that the truth lacks."""
+        from faster_coco_eval import COCO, COCOeval_faster
+
+        categories = [{"id": i + 1, "name": label} for i, label in enumerate(PAIR_LABELS)]
+        truth = COCO({"images": self.scenes, "annotations": self.truth, "categories": categories})
+        coco = COCOeval_faster(truth, truth.loadRes(self.found), iouType="bbox")
+        coco.evaluate()
+        coco.accumulate()
+        return coco.eval["precision"][:, :, :, 0, -1], coco.eval["recall"][:, :, 0, -1]
+
+
+class SegmentScore:
+    """mIoU: for each distinct label of each scene, the IoU of its mask with all visible pixels of things so labelled;
+    the mean over all such pairs of scene and label."""
+
+    def __init__(self, unseen: bool) -> None:
+        self.unseen = unseen
+        self.ious: list[float] = []
+        self.held_out: list[float] = []
+
+    def add(self, scene: Scene, said: Segmentation) -> None:
+        masks = dict(zip(said.labels, said.masks, strict=True))
+        for label in labels_of(scene):
+            truth = np.any([thing.mask for thing in scene.objects if thing.label == label], axis=0)
+            iou = float((truth & masks[label]).sum() / (truth | masks[label]).sum())
+            self.ious.append(iou)
+            if label in _HELD_OUT_LABELS:
+                self.held_out.append(iou)
+
+    def figures(self) -> dict[str, Any]:
+        everything, held_out = (
+            {"mIoU": share(math.fsum(ious), len(ious)), "masks": len(ious)}
+            for ious in (self.ious, self.held_out)
+        )
+        return held_out | {"all": everything} if self.unseen else everything
+
+
+class CaptionScore:
+    """What captions mention against what is there, counted over all scenes together.
+
+    object_precision, object_recall, object_F1: of things by colour and kind, as many as the caption says there are.
+    strict_F1: of groups of things alike; texture, colour, kind and number must all be right.
+    background_accuracy: the share of captions that name the background's colour.
+    exact: the share of captions that equal `caption_of` to the letter.
+    unseen_recall (unseen scenes only): the share of things of held-out pairs that were mentioned.
+    """
+
+    def __init__(self, unseen: bool) -> None:
+        self.unseen = unseen
+        self.scenes = self.backgrounds = self.exact = 0
+        self.pairs, self.groups = Overlap(), Overlap()
+        self.held_out = Overlap()
+
+    def add(self, scene: Scene, said: str) -> None:
+        mentioned, truth = mentions(said), Counter((o.texture, o.colour, o.kind) for o in scene.objects)
+        said_pairs, true_pairs = _pairs(mentioned), _pairs(truth)
+        self.pairs.add(said_pairs, true_pairs)
+        self.groups.add(Counter(mentioned.items()), Counter(truth.items()))
+        self.held_out.add(
+            *(Counter({p: n for p, n in c.items() if is_held_out(*p)}) for c in (said_pairs, true_pairs))
+        )
+        self.scenes += 1
+        self.backgrounds += background_of(said) == scene.background
+        self.exact += said == caption_of(scene)
+
+    def figures(self) -> dict[str, Any]:
+        figures = {
+            "object_F1": self.pairs.f1,
+            "object_precision": self.pairs.precision,
+            "object_recall": self.pairs.recall,
+            "strict_F1": self.groups.f1,
+            "background_accuracy": share(self.backgrounds, self.scenes),
+            "exact": share(self.exact, self.scenes),
+        }
+        return figures | {"unseen_recall": self.held_out.recall} if self.unseen else figures
+
+
+class AnswerScore:
+    """accuracy: the share of answers that equal the true one to the letter, over all questions."""
+
+    def __init__(self) -> None:
+        self.right = self.asked = 0
+
+    def add(self, scene: Scene, said: Sequence[str]) -> None:
+        for (_, truth), answer in zip(asked_of(scene), said, strict=True):
+            self.right += answer == truth
+            self.asked += 1
+
+    def figures(self) -> dict[str, Any]:
+        return {"accuracy": share(self.right, self.asked), "questions": self.asked}
+
+
+class Overlap:
+    """Micro-averaged agreement of two multisets; what is said twice must be there twice."""
+
+    def __init__(self) -> None:
+        self.hits = self.said = self.true = 0
+
+    def add(self, said: Counter, truth: Counter) -> None:
+        self.hits += (said & truth).total()
+        self.said += said.total()
+        self.true += truth.total()
+
+    @property
+    def precision(self) -> float:
+        return share(self.hits, self.said)
+
+    @property
+    def recall(self) -> float:
+        return share(self.hits, self.true)
+
+    @property
+    def f1(self) -> float:
+        return share(2 * self.hits, self.said + self.true)
+
+
+def labels_of(scene: Scene) -> list[str]:
+    """The distinct labels of a scene's objects, in their order."""
+    return list(dict.fromkeys(thing.label for thing in scene.objects))
+
+
+def asked_of(scene: Scene) -> list[tuple[str, str]]:
+    """The questions that a scene is asked, with their answers."""
+    return questions_of(scene)[:QUESTIONS_EACH]
+
+
+def _coco_box(image: int, label: str, box_xyxy: np.ndarray) -> dict[str, Any]:
+    x0, y0, x1, y1 = map(float, box_xyxy)
+    return {
+        "image_id": image,
+        "category_id": PAIR_LABELS.index(label) + 1,
+        "bbox": [x0, y0, x1 - x0, y1 - y0],
+    }
+
+
+def _average(precision: np.ndarray, recall: np.ndarray, labels: Sequence[int]) -> dict[str, float]:
+    """Means over those of `labels` that the truth holds."""
+    present = [i for i in labels if recall[0, i] >= 0]
+    figures = {"AP50": precision[0][:, present], "AP": precision[:, :, present], "AR100": recall[:, present]}
+    return {name: float(values.mean()) if present else 0.0 for name, values in figures.items()}
+
+
+def _pairs(things: Counter[Mention]) -> Counter[Pair]:
+    pairs: Counter[Pair] = Counter()
+    for (_, colour, kind), number in things.items():
+        pairs[colour, kind] += number
+    return pairs
+
+
+def share(part: float, whole: float) -> float:
+    """part / whole, or 0 of nothing."""
+    return part / whole if whole else 0.0

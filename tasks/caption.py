@@ -1,0 +1,112 @@
+"""Describe a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from mm.encoded import Encoded
+from mm.errors import InputError
+from mm.generate import Row, deltas, generate
+from mm.joined import Joined, Speaker
+from mm.kernels.cache import KVPrefix
+from mm.labels import check_text
+from mm.limits import DEFAULT_LIMITS, Limits
+from mm.tasks.each import OnError, each, source
+from mm.tasks.encode import encode
+from mm.types import Caption
+
+
+class CaptionStream:
+    """The text in pieces as it is written; `result` is the whole `Caption` once the pieces are used up."""
+
+    def __init__(self, joined: Joined, encoded: Encoded, prompt: str | None, max_new_tokens: int) -> None:
+        speaker = _speaker(joined)
+        ids = speaker.decoder.prompt_ids(prompt or speaker.prompt)
+        steps = generate(speaker.decoder, encoded.prefix(joined), ids, max_new_tokens=max_new_tokens)
+        self._rows: list[Row] = []
+        self._pieces = deltas(speaker.decoder, self._watched(steps))
+        self._finish = lambda: _caption(joined, encoded, self._rows[0], prompt)
+
+    def _watched(self, steps: Iterator[list[Row]]) -> Iterator[list[Row]]:
+        for rows in steps:
+            self._rows = rows
+            yield rows
+
+    def __iter__(self) -> Iterator[str]:
+        return self._pieces
+
+    @property
+    def result(self) -> Caption:
+        """Writes what is still unwritten and gives the whole."""
+        for _ in self._pieces:
+            pass
+        return self._finish()
+
+
+def caption(
+    image: Any,
+    *,
+    model: str = "tiny",
+    prompt: str | None = None,
+    max_new_tokens: int = 96,
+    stream: bool = False,
+    on_error: OnError = "raise",
+    limits: Limits = DEFAULT_LIMITS,
+    allow_urls: bool = False,
+) -> Any:
+    """What the picture shows, in words: a `Caption`, or a list of them for a list of images.
+
+    prompt: what to ask instead of the model's own request for a description.
+    stream: for one image, a `CaptionStream` that yields the text in pieces.
+
+    Raises:
+        TextInputError: the prompt is blank or too long. ImageInputError: an image cannot be read.
+        InputError: max_new_tokens is not a whole number from 1 to `limits.max_new_tokens`.
+    """
+    asked = None if prompt is None else check_text(prompt, "prompt", limits.max_prompt_chars)
+    whole = isinstance(max_new_tokens, int) and not isinstance(max_new_tokens, bool)
+    if not whole or not 1 <= max_new_tokens <= limits.max_new_tokens:
+        raise InputError(f"max_new_tokens: expected 1 to {limits.max_new_tokens}, got {max_new_tokens!r}")
+    if stream:
+        if isinstance(image, (list, tuple)):
+            raise InputError(f"stream: expected one image, got {len(image)}")
+        from mm.load import load
+
+        encoded = encode(image, model=model, limits=limits, allow_urls=allow_urls)
+        return CaptionStream(load(model), encoded, asked, max_new_tokens)
+
+    def work(joined: Joined, encoded: list[Encoded]) -> list[Caption]:
+        return _captions(joined, encoded, asked, max_new_tokens)
+
+    return each(image, work, model=model, on_error=on_error, limits=limits, allow_urls=allow_urls)
+
+
+@torch.inference_mode()
+def _captions(joined: Joined, encoded: list[Encoded], prompt: str | None, max_new_tokens: int) -> list[Caption]:
+    speaker = _speaker(joined)
+    prefix = KVPrefix.stack([e.prefix(joined) for e in encoded])
+    ids = speaker.decoder.prompt_ids(prompt or speaker.prompt)
+    rows: list[Row] = []
+    for rows in generate(speaker.decoder, prefix, ids, max_new_tokens=max_new_tokens):  # noqa: B007 (the last is kept)
+        pass
+    return [_caption(joined, e, row, prompt) for e, row in zip(encoded, rows, strict=True)]
+
+
+def _caption(joined: Joined, encoded: Encoded, row: Row, prompt: str | None) -> Caption:
+    return Caption(
+        text=_speaker(joined).decoder.text(row.ids),
+        prompt=prompt,
+        tokens=len(row.ids),
+        finish_reason=row.finish_reason or "length",
+        size_hw=encoded.size_hw,
+        source=source(joined, encoded),
+    )
+
+
+def _speaker(joined: Joined) -> Speaker:
+    speaker = joined.need("speaker")
+    assert isinstance(speaker, Speaker)
+    return speaker

@@ -1,0 +1,202 @@
+"""The commands that report: help, version, models, doctor, eval, bench, and the text that results become."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from mm import bench, types
+from mm.cli import checks, measure, render
+from mm.cli.app import app
+from mm.version import __version__
+
+COMMANDS = [
+    "caption",
+    "ask",
+    "detect",
+    "segment",
+    "classify",
+    "embed",
+    "models",
+    "doctor",
+    "bench",
+    "eval scenes",
+]
+
+
+def invoke(*arguments: object) -> Any:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_help_teaches_with_an_example(command: str):
+    answer = invoke(*command.split(), "--help")
+    assert answer.exit_code == 0
+    assert f"\n  mm {command}" in answer.stdout
+
+
+def test_the_help_lists_every_command():
+    listed = invoke("--help").stdout
+    assert all(f"\n  {command.split()[0]} " in listed for command in COMMANDS)
+
+
+def test_version_is_the_librarys():
+    assert invoke("--version").stdout == f"mm {__version__}\n"
+
+
+@dataclass(frozen=True)
+class Entry:
+    name: str = "tiny"
+    tasks: tuple[str, ...] = ("caption", "detect")
+    parameters: float = 7.5
+    input: str = "128x128"
+    licence: str = "Apache-2.0"
+    note: str = "drawn scenes"
+
+
+def test_models_are_a_table_or_json(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "mm.zoo", SimpleNamespace(MODELS={"tiny": Entry()}))
+    head, line = invoke("models").stdout.splitlines()
+    assert head.split() == ["name", "tasks", "parameters", "input", "licence", "note"]
+    assert line == "tiny  caption, detect  7.5 M       128x128  Apache-2.0  drawn scenes"
+    assert json.loads(invoke("models", "--json").stdout)["tasks"] == ["caption", "detect"]
+
+
+def test_the_real_models_are_listed():
+    names = [json.loads(line)["name"] for line in invoke("models", "--json").stdout.splitlines()]
+    assert "tiny" in names
+    assert invoke("models").stdout.count("\n") == len(names) + 1
+
+
+def test_the_doctor_finds_a_healthy_machine_healthy():
+    answer = invoke("doctor")
+    assert answer.exit_code == 0, answer.stdout
+    for text in ("torch + torchvision", "weights of tiny", "cpu", "max_pixels", "50000000"):
+        assert text in answer.stdout
+    *_, limits = map(json.loads, invoke("doctor", "--json").stdout.splitlines())
+    assert limits["limits"]["max_pixels"] == 50_000_000
+
+
+def test_the_doctor_names_the_cure_of_an_old_a_missing_and_an_optional_part(monkeypatch: pytest.MonkeyPatch):
+    needs = [
+        "numpy>=999",
+        "no-such-part>=1",
+        'no-such-demo>=6; extra == "demo"',
+        'x; extra == "dev"',
+        "numpy>=1",
+    ]
+    version = metadata.version
+    monkeypatch.setattr(metadata, "requires", lambda name: needs)
+    monkeypatch.setattr(
+        metadata, "version", lambda name: "1.0" if name == checks.DISTRIBUTION else version(name)
+    )
+    _, old, missing, optional, good = checks._dependencies()
+    assert old.state == "fault" and "needs >=999" in old.found and "numpy>=999" in old.cure
+    assert missing.state == "fault" and "no-such-part" in missing.cure
+    assert optional.state == "note" and optional.cure.endswith('"mm-upcycle[demo]"')
+    assert good.state == "ok" and good.cure == ""
+
+
+def test_the_doctor_says_when_mm_is_not_installed(monkeypatch: pytest.MonkeyPatch):
+    def unknown(name: str) -> Any:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "requires", unknown)
+    (only,) = checks._dependencies()
+    assert only.state == "note" and "pip install -e" in only.cure
+
+
+def test_the_doctor_sees_a_torchvision_that_does_not_fit(monkeypatch: pytest.MonkeyPatch):
+    import torchvision
+
+    def missing(*_: Any) -> Any:
+        raise RuntimeError("operator torchvision::nms does not exist\nand more")
+
+    monkeypatch.setattr(torchvision.ops, "nms", missing)
+    (only,) = checks._torch_pair()
+    assert only.state == "fault" and only.found.endswith("nms does not exist") and "torchvision" in only.cure
+    monkeypatch.undo()
+    monkeypatch.setattr(torchvision, "__version__", "0.1+rocm7")
+    (only,) = checks._torch_pair()
+    assert only.state == "fault" and "rocm7" in only.found
+
+
+def test_a_fault_makes_the_doctor_exit_with_1(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(
+        checks, "findings", lambda: [checks.Finding("torch", "fault", "gone", "bring it back")]
+    )
+    answer = invoke("doctor")
+    assert answer.exit_code == 1 and "bring it back" in answer.stdout
+
+
+SCORES = {"detect": {"AP50": 0.8125, "AP": 0.5}, "caption": {"exact": 0.25}, "scenes": 3}
+README = "# x\n<!-- scores -->\nold\n<!-- /scores -->\nend\n"
+
+
+def test_eval_scenes_prints_writes_and_renews_the_readme(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    asked: list[dict[str, Any]] = []
+
+    def evaluate_scenes(**options: Any) -> dict[str, Any]:
+        asked.append(options)
+        return SCORES
+
+    monkeypatch.setitem(sys.modules, "mm.evaluate", SimpleNamespace(evaluate_scenes=evaluate_scenes))
+    out, readme = tmp_path / "scores.json", tmp_path / "README.md"
+    readme.write_text(README, encoding="utf-8")
+    answer = invoke("eval", "scenes", "--count", 3, "--unseen", "--out", out, "--readme", readme)
+    assert answer.exit_code == 0, answer.output
+    assert asked == [{"model": "tiny", "count": 3, "seed": 0, "unseen": True, "progress": False}]
+    assert json.loads(out.read_text("utf-8")) == SCORES
+    text = readme.read_text("utf-8")
+    assert "| detect AP50 | 0.812 |" in text and "old" not in text and text.endswith("end\n")
+    assert measure.with_scores(text, SCORES) == text
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "scores.json"]
+    assert json.loads(invoke("eval", "scenes", "--json").stdout) == SCORES
+
+
+def test_a_readme_without_marks_is_left_alone():
+    with pytest.raises(typer.BadParameter):
+        measure.with_scores("# x\n<!-- scores -->\n", SCORES)
+
+
+def test_bench_prints_a_table_or_json(monkeypatch: pytest.MonkeyPatch):
+    rows = [{"step": "encode", "ms": 1.5, "peer": "open_clip", "peer_ms": 3.0, "ratio": 2.0}]
+    monkeypatch.setattr(bench, "run", lambda **_: rows)
+    assert "encode  1.500  open_clip  3.000" in invoke("bench").stdout
+    assert json.loads(invoke("bench", "--json").stdout)["ratio"] == 2.0
+
+
+def test_results_read_as_one_line():
+    boxes = types.Detections(np.array([[0.4, 1, 9.6, 20]]), np.array([0.934]), ("red car",), (20, 10))
+    assert render.detections(boxes) == "red car 0.93 [0 1 10 20]"
+    assert render.detections(types.Detections.empty((20, 10))) == "nothing found"
+    scores = np.array([[[0.9, 0.1]], [[0.2, 0.2]]], np.float32)
+    masks = types.Segmentation(scores > 0.5, scores, ("a", "b"))
+    assert render.segmentation(masks) == "a 50.0%; b 0.0%"
+    assert (
+        render.classification(types.Classification(("a", "b"), np.array([0.25, 0.75]))) == "b 0.750; a 0.250"
+    )
+
+
+@pytest.mark.parametrize("text", ["Straße", "日本語", "👩\u200d🚀", "é"])
+def test_ordinary_text_stays_as_it_is(text: str):
+    assert render.escape(text) == text
+
+
+def test_tables_align_and_say_when_they_are_empty():
+    assert (
+        render.table([{"a": 1, "bb": None}, {"a": "long\n", "bb": 0.5}])
+        == "a         bb\n1\nlong\\x0a  0.500"
+    )
+    assert render.table([]) == "nothing to show"
+    assert render.markdown([{"a": "x|y"}]) == "| a |\n| --- |\n| x\\|y |"
