@@ -30,8 +30,8 @@ $(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/python
 
 try: $(VENV)/.installed ## install, then caption, detect and segment a drawing
 	$(BIN)/mm caption $(IMAGE) --save $(OUT)
-	$(BIN)/mm detect $(IMAGE) --label car --label house --label tree --save $(OUT)
-	$(BIN)/mm segment $(IMAGE) --label car --label house --label tree --save $(OUT)
+	$(BIN)/mm detect $(IMAGE) --label "red car" --label "blue house" --label "black cat" --save $(OUT)
+	$(BIN)/mm segment $(IMAGE) --label "red car" --label "blue house" --label "black cat" --save $(OUT)
 	@echo "The annotated pictures lie in $(OUT)/:"
 	@ls $(OUT)/*.png
 
@@ -53,6 +53,7 @@ weights: $(VENV)/.installed ## train the embedded weights anew (hours on two cor
 
 eval: $(VENV)/.installed ## measure the embedded weights; writes the scores and the README's table
 	$(BIN)/mm eval scenes --out mm/weights/tiny/scores.json --readme README.md
+	$(BIN)/mm eval scenes --unseen --out mm/weights/tiny/scores_unseen.json --readme README.md
 
 bench: $(VENV)/.installed ## time the library on this machine
 	$(BIN)/mm bench

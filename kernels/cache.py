@@ -18,7 +18,9 @@ class KVPrefix:
 
     def __post_init__(self) -> None:
         if len(self.keys) != len(self.values) or not self.keys:
-            raise ValueError(f"expected keys and values of the same layers, got {len(self.keys)} and {len(self.values)}")
+            raise ValueError(
+                f"expected keys and values of the same layers, got {len(self.keys)} and {len(self.values)}"
+            )
 
     @property
     def length(self) -> int:

@@ -164,8 +164,6 @@ def _transformers_caption(model: str, encoded: Any) -> Callable[[], Any]:
     @torch.inference_mode()
     def call() -> Any:
         tokens, _ = speaker.connector(features.tokens, features.grid)
-        return decoder.lm.generate(
-            inputs_embeds=torch.cat([tokens, prompt], 1), max_new_tokens=96, do_sample=False
-        )
+        return decoder.lm.generate(inputs_embeds=torch.cat([tokens, prompt], 1), max_new_tokens=96, do_sample=False)
 
     return call

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageDraw
 
 from mm.errors import InputError
 from mm.images import Picture, open_image
@@ -29,9 +29,7 @@ Rectangle = tuple[int, int, int, int]  # left, top, right, bottom
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)
 PAPER, INK, FAINT = (250, 250, 247), (28, 28, 30), (112, 112, 116)
 _MASK_OPACITY = 0.45
-_COLOR_START = (
-    19_819  # Chosen so that car, tree, house, person, dog, cat, boat … differ by 30 degrees of hue.
-)
+_COLOR_START = 19_819  # Chosen so that car, tree, house, person, dog, cat, boat … differ by 30 degrees of hue.
 _MOST_LINES = 200  # of a caption; more would make a picture of any height
 _TONES = ((0.82, 0.95), (0.95, 0.72), (0.5, 1.0))  # saturation and value
 
@@ -61,9 +59,7 @@ def open_for(image: Any, result: Any) -> Picture:
     if picture.size_hw != result.size_hw:
         expected, got = ("{} x {}".format(*size) for size in (result.size_hw, picture.size_hw))
         name = type(result).__name__
-        raise InputError(
-            f"image: expected the picture of the {name}, {expected} (height x width), got {got}."
-        )
+        raise InputError(f"image: expected the picture of the {name}, {expected} (height x width), got {got}.")
     return picture
 
 
@@ -151,9 +147,7 @@ def draw_classification(
     for row, (name, number) in enumerate(zip(names, numbers, strict=True)):
         y = top + margin + row * step
         line = y + step // 2
-        pen.text(
-            (margin, line), letters.shortened(name, name_width), fill=INK, font=letters.font, anchor="lm"
-        )
+        pen.text((margin, line), letters.shortened(name, name_width), fill=INK, font=letters.font, anchor="lm")
         pen.text((width - margin, line), number, fill=INK, font=letters.font, anchor="rm")
         bar = (left, y + step // 5, right, y + step - step // 5)
         pen.rectangle(bar, fill=(228, 228, 224))
@@ -179,9 +173,7 @@ def backdrop(background: Any, matte: Matte) -> np.ndarray:
 
 
 def _checked(color: Sequence[int]) -> Color:
-    whole = [
-        c for c in color if isinstance(c, (int, np.integer)) and not isinstance(c, bool) and 0 <= c <= 255
-    ]
+    whole = [c for c in color if isinstance(c, (int, np.integer)) and not isinstance(c, bool) and 0 <= c <= 255]
     if len(color) != 3 or len(whole) != 3:
         raise InputError(f"colour: expected (r, g, b), each from 0 to 255, got {color!r}.")
     return int(whole[0]), int(whole[1]), int(whole[2])
@@ -214,15 +206,26 @@ def _blend(pixels: np.ndarray, mask: np.ndarray, color: Color) -> None:
     """Lays a translucent `mask` with a contour on `pixels`, in place."""
     if not mask.any():
         return
-    tint = np.array(color, np.float32)
-    inside = pixels[mask]
-    pixels[mask] = np.round(inside * (1 - _MASK_OPACITY) + tint * _MASK_OPACITY).astype(np.uint8)
+    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
     width = _line_width(mask.shape[1], mask.shape[0])
-    stencil = Image.fromarray(mask.astype(np.uint8) * 255)
-    inner = np.asarray(stencil.filter(ImageFilter.MinFilter(2 * width + 1))) > 0
-    outer = np.asarray(stencil.filter(ImageFilter.MaxFilter(3))) > 0
-    pixels[mask & ~inner] = color
-    pixels[outer & ~mask] = text_color_on(color)
+    window = tuple(slice(max(run[0] - 1, 0), run[-1] + 2) for run in (rows, columns))
+    pixels, mask = pixels[window], mask[window]
+    tint = np.array(color, np.float32) * _MASK_OPACITY
+    pixels[mask] = np.round(pixels[mask] * np.float32(1 - _MASK_OPACITY) + tint).astype(np.uint8)
+    pixels[mask & _grown(~mask, width)] = color
+    pixels[_grown(mask, 1) & ~mask] = text_color_on(color)
+
+
+def _grown(mask: np.ndarray, radius: int) -> np.ndarray:
+    """`mask` with all that is at most `radius` pixels away, along rows and columns."""
+    for axis in (0, 1):
+        grown = np.moveaxis(mask.copy(), axis, 0)
+        lines = np.moveaxis(mask, axis, 0)
+        for step in range(1, radius + 1):
+            grown[step:] |= lines[:-step]
+            grown[:-step] |= lines[step:]
+        mask = np.moveaxis(grown, 0, axis)
+    return mask
 
 
 def _middle(mask: np.ndarray) -> tuple[int, int]:
@@ -291,12 +294,8 @@ class _Sheet:
         if not self.taken:
             return int(spots[0, 0]), int(spots[0, 1])
         taken = np.array(self.taken)
-        across = np.minimum(spots[:, None, 0] + width, taken[:, 2]) - np.maximum(
-            spots[:, None, 0], taken[:, 0]
-        )
-        down = np.minimum(spots[:, None, 1] + height, taken[:, 3]) - np.maximum(
-            spots[:, None, 1], taken[:, 1]
-        )
+        across = np.minimum(spots[:, None, 0] + width, taken[:, 2]) - np.maximum(spots[:, None, 0], taken[:, 0])
+        down = np.minimum(spots[:, None, 1] + height, taken[:, 3]) - np.maximum(spots[:, None, 1], taken[:, 1])
         covered = (np.clip(across, 0, None) * np.clip(down, 0, None)).sum(axis=1)
         best = int(np.argmin(covered))  # The first among equals: a free spot wherever there is one.
         return int(spots[best, 0]), int(spots[best, 1])

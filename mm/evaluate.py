@@ -50,13 +50,9 @@ def evaluate_scenes(
     if count < 1:
         raise InputError(f"count: expected 1 or more, got {count}")
     if seed < 0 or seed + max(count, pictures) > TRAIN_SEED:
-        raise InputError(
-            f"seed: expected 0 to {TRAIN_SEED - max(count, pictures):,} for {count} scenes, got {seed:,}"
-        )
+        raise InputError(f"seed: expected 0 to {TRAIN_SEED - max(count, pictures):,} for {count} scenes, got {seed:,}")
     with tqdm(total=count + pictures, desc="scenes", unit="picture", disable=not progress) as bar:
-        scores = scene_figures(
-            _drawn(count, seed, unseen, bar), lambda scenes: _respond(model, scenes), unseen
-        )
+        scores = scene_figures(_drawn(count, seed, unseen, bar), lambda scenes: _respond(model, scenes), unseen)
         singles = _singles(count, seed, unseen, bar)
         scores["classify"] = classify_figures(singles, lambda scenes: _name(model, scenes))
     head = {"model": model, "world": WORLD, "count": count, "seed": seed, "unseen": unseen}
@@ -66,12 +62,8 @@ def evaluate_scenes(
 
 def scene_figures(scenes: Iterator[Scene], respond: Respond, unseen: bool) -> dict[str, dict[str, Any]]:
     """The figures of all tasks but classification, from what `respond` says of each scene."""
-    detect, segment, caption, answers = (
-        DetectScore(unseen),
-        SegmentScore(unseen),
-        CaptionScore(unseen),
-        AnswerScore(),
-    )
+    detect, segment, caption = DetectScore(unseen), SegmentScore(unseen), CaptionScore(unseen)
+    answers = AnswerScore()
     for part in _parts(scenes):
         for scene, said in zip(part, respond(part), strict=True):
             detect.add(scene, said.detections)
@@ -85,9 +77,7 @@ def scene_figures(scenes: Iterator[Scene], respond: Respond, unseen: bool) -> di
 def classify_figures(scenes: Iterator[Scene], name: Name) -> dict[str, Any]:
     """accuracy: the share of single-object pictures whose best of the 240 labels is the object's."""
     right = [
-        best == scene.objects[0].label
-        for part in _parts(scenes)
-        for scene, best in zip(part, name(part), strict=True)
+        best == scene.objects[0].label for part in _parts(scenes) for scene, best in zip(part, name(part), strict=True)
     ]
     return {"accuracy": share(sum(right), len(right)), "pictures": len(right), "labels": len(PAIR_LABELS)}
 
@@ -156,11 +146,11 @@ def _parts(scenes: Iterator[Scene]) -> Iterator[list[Scene]]:
 
 
 def _rounded(figures: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: _rounded(value)
-        if isinstance(value, dict)
-        else round(value, 4)
-        if isinstance(value, float)
-        else value
-        for name, value in figures.items()
-    }
+    """The figures of one task, those under "all" included, to 4 places."""
+
+    def place(value: Any) -> Any:
+        if isinstance(value, dict):
+            return _rounded(value)
+        return round(value, 4) if isinstance(value, float) else value
+
+    return {name: place(value) for name, value in figures.items()}

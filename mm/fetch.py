@@ -247,9 +247,7 @@ def _answer(
     if response.status != 200:
         raise ImageInputError(f"{target.name}: the server answered {response.status}, expected 200.")
     if response.getheader("Content-Encoding", "identity").lower() != "identity":
-        raise ImageInputError(
-            f"{target.name}: the server compressed the answer although it was not asked to."
-        )
+        raise ImageInputError(f"{target.name}: the server compressed the answer although it was not asked to.")
     if response.length is not None and response.length > limits.max_fetch_bytes:
         raise ResourceLimitError(f"{target.name}: more than max_fetch_bytes={limits.max_fetch_bytes} bytes.")
     parts: list[bytes] = []
@@ -258,9 +256,7 @@ def _answer(
         parts.append(part)
         size += len(part)
         if size > limits.max_fetch_bytes:
-            raise ResourceLimitError(
-                f"{target.name}: more than max_fetch_bytes={limits.max_fetch_bytes} bytes."
-            )
+            raise ResourceLimitError(f"{target.name}: more than max_fetch_bytes={limits.max_fetch_bytes} bytes.")
     if time.monotonic() >= deadline:
         raise _too_slow(target, limits)
     if response.length:  # read1 ends quietly when the server leaves early
@@ -269,6 +265,4 @@ def _answer(
 
 
 def _too_slow(target: _Target, limits: Limits) -> ResourceLimitError:
-    return ResourceLimitError(
-        f"{target.name}: not finished within fetch_timeout_s={limits.fetch_timeout_s:g}."
-    )
+    return ResourceLimitError(f"{target.name}: not finished within fetch_timeout_s={limits.fetch_timeout_s:g}.")

@@ -6,7 +6,7 @@ Every check returns a value of the result's own (arrays are copied and made read
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
@@ -15,6 +15,8 @@ from mm.errors import InputError
 
 # Interpolated or averaged probabilities may leave [0, 1] by rounding; this much is clipped in silence.
 _ROUNDING = 1e-4
+
+_HUGE = float(np.finfo(np.float32).max)
 
 Shape = tuple[int | str, ...]
 
@@ -118,8 +120,8 @@ def texts(field: str, value: Any) -> tuple[str, ...]:
 
 
 def whole(field: str, value: Any, *, least: int = 0) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-        wrong(field, f"a whole number of at least {least}", repr(value))
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not least <= value < 2**53:
+        wrong(field, f"a whole number of at least {least}", repr(value)[:80])
     return int(value)
 
 
@@ -128,3 +130,31 @@ def size(field: str, value: Any) -> tuple[int, int]:
     if not isinstance(value, (tuple, list, np.ndarray)) or len(value) != 2:
         wrong(field, "(height, width)", repr(value))
     return whole(f"{field}[0]", value[0], least=1), whole(f"{field}[1]", value[1], least=1)
+
+
+def dictionaries(field: str, value: Any) -> list[Mapping[str, Any]]:
+    if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
+        wrong(field, "a list", type(value).__name__)
+    for place, entry in enumerate(value):
+        if not isinstance(entry, Mapping):
+            wrong(f"{field}[{place}]", "a dictionary", type(entry).__name__)
+    return list(value)
+
+
+def entry_of(field: str, dictionary: Any, key: str) -> Any:
+    """`dictionary[key]`, where `dictionary` need not be one."""
+    if not isinstance(dictionary, Mapping):
+        wrong(field, f'a dictionary with "{key}"', type(dictionary).__name__)
+    if key not in dictionary:
+        wrong(field, f'a dictionary with "{key}"', f"only {', '.join(map(str, dictionary)) or 'an empty one'}")
+    return dictionary[key]
+
+
+def finite(field: str, value: Any, low: float = -_HUGE, high: float = _HUGE) -> float:
+    """`value` as a float from `low` to `high`; strings and booleans are no numbers."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        wrong(field, "a number", f"{type(value).__name__} {value!r:.80}")
+    if not low <= value <= high:  # False for NaN, too.
+        limits = "a finite number" if (low, high) == (-_HUGE, _HUGE) else f"a number from {low:g} to {high:g}"
+        wrong(field, limits, repr(value)[:80])
+    return float(value)

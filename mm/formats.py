@@ -6,7 +6,6 @@ exactly. What a format has no place for (`source`, and dense probabilities every
 
 from __future__ import annotations
 
-import math
 import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -14,36 +13,12 @@ from typing import Any, Literal
 import numpy as np
 
 from mm.errors import InputError, MissingExtraError, nearest
-from mm.fields import size, text, texts, whole, wrong
+from mm.fields import dictionaries, entry_of, finite, size, text, texts, whole, wrong
 from mm.limits import DEFAULT_LIMITS, Limits
 from mm.packing import decode_rles, encode_rle, rle_size
 from mm.types import Detections, Segmentation
 
 _EDGE = 1e-4  # how far a normalised number may leave [0, 1] by rounding
-
-
-def _entries(field: str, value: Any) -> list[Mapping[str, Any]]:
-    if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
-        wrong(field, "a list", type(value).__name__)
-    for place, entry in enumerate(value):
-        if not isinstance(entry, Mapping):
-            wrong(f"{field}[{place}]", "a dictionary", type(entry).__name__)
-    return list(value)
-
-
-def _key(field: str, entry: Any, key: str) -> Any:
-    if not isinstance(entry, Mapping) or key not in entry:
-        got = f"the keys {', '.join(map(str, entry))}" if isinstance(entry, Mapping) else type(entry).__name__
-        wrong(field, f'a dictionary with "{key}"', got)
-    return entry[key]
-
-
-def _number(field: str, value: Any, low: float = -math.inf, high: float = math.inf) -> float:
-    is_number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value) or not low <= value <= high:
-        limits = "" if low == -math.inf and high == math.inf else f" from {low:g} to {high:g}"
-        wrong(field, f"a finite number{limits}", repr(value)[:80])
-    return float(value)
 
 
 def _place_of(label: str, names: Sequence[str]) -> int:
@@ -67,7 +42,9 @@ def to_coco(
     categories: ids by label; without them, the labels count from 1 in the order they appear.
     first_id: the id of the first annotation, for data sets put together from several pictures.
     """
-    ids = dict(categories or {label: n for n, label in enumerate(dict.fromkeys(result.labels), start=1)})
+    if categories is None:
+        categories = {label: place for place, label in enumerate(dict.fromkeys(result.labels), start=1)}
+    ids = dict(categories)
     segmented = isinstance(result, Segmentation)
     scores = (result.confidence if segmented else result.scores).tolist()
     annotations = []
@@ -98,11 +75,11 @@ def detections_from_coco(dataset: Mapping[str, Any], image_id: int | None = None
     size_hw, found = _coco_annotations(dataset, image_id)
     boxes = []
     for field, annotation, _, _ in found:
-        box = _key(field, annotation, "bbox")
+        box = entry_of(field, annotation, "bbox")
         if not isinstance(box, (list, tuple)) or len(box) != 4:
             wrong(f"{field}.bbox", "[x, y, width, height]", repr(box)[:80])
-        x, y = (_number(f"{field}.bbox", side) for side in box[:2])
-        w, h = (_number(f"{field}.bbox", side, 0) for side in box[2:])
+        x, y = (finite(f"{field}.bbox", side) for side in box[:2])
+        w, h = (finite(f"{field}.bbox", side, 0) for side in box[2:])
         boxes.append([x, y, x + w, y + h])
     scores, labels = [score for *_, score in found], tuple(label for _, _, label, _ in found)
     return Detections(np.array(boxes), np.array(scores), labels, size_hw)
@@ -121,7 +98,7 @@ def segmentation_from_coco(
     """
     size_hw, found = _coco_annotations(dataset, image_id)
     codes = [
-        _run_lengths(f"{field}.segmentation", _key(field, annotation, "segmentation"), size_hw, limits)
+        _run_lengths(f"{field}.segmentation", entry_of(field, annotation, "segmentation"), size_hw, limits)
         for field, annotation, _, _ in found
     ]
     masks = decode_rles("segmentation", codes, size_hw, limits)
@@ -131,8 +108,8 @@ def segmentation_from_coco(
 
 def _by_id(field: str, value: Any) -> dict[int, Mapping[str, Any]]:
     entries: dict[int, Mapping[str, Any]] = {}
-    for place, entry in enumerate(_entries(field, value)):
-        number = whole(f"{field}[{place}].id", _key(f"{field}[{place}]", entry, "id"))
+    for place, entry in enumerate(dictionaries(field, value)):
+        number = whole(f"{field}[{place}].id", entry_of(f"{field}[{place}]", entry, "id"))
         if number in entries:
             wrong(f"{field}[{place}].id", "an id of its own", f"{number} a second time")
         entries[number] = entry
@@ -143,30 +120,29 @@ def _coco_annotations(
     dataset: Any, image_id: int | None
 ) -> tuple[tuple[int, int], list[tuple[str, Mapping[str, Any], str, float]]]:
     """The size of the picture, and for each of its annotations (where it stands, itself, label, score)."""
-    images = _by_id("images", _key("dataset", dataset, "images"))
-    categories = _by_id("categories", _key("dataset", dataset, "categories"))
+    images = _by_id("images", entry_of("dataset", dataset, "images"))
+    categories = _by_id("categories", entry_of("dataset", dataset, "categories"))
     if image_id is None and len(images) != 1:
         wrong("image_id", f"one of the {len(images)} pictures of the data set", "none")
-    image_id = next(iter(images)) if image_id is None else image_id
+    image_id = next(iter(images)) if image_id is None else whole("image_id", image_id)
     if image_id not in images:
         wrong("image_id", "the id of a picture of the data set", repr(image_id))
     field, image = f"image {image_id}", images[image_id]
-    size_hw = size(f"{field}.size", (_key(field, image, "height"), _key(field, image, "width")))
+    size_hw = size(f"{field}.size", (entry_of(field, image, "height"), entry_of(field, image, "width")))
     found = []
-    annotations = _by_id("annotations", _key("dataset", dataset, "annotations"))
+    annotations = _by_id("annotations", entry_of("dataset", dataset, "annotations"))
     for number, annotation in annotations.items():
         field = f"annotation {number}"
-        if _key(field, annotation, "image_id") not in images:
-            wrong(f"{field}.image_id", "the id of a picture of the data set", repr(annotation["image_id"]))
-        if annotation["image_id"] != image_id:
+        owner = whole(f"{field}.image_id", entry_of(field, annotation, "image_id"))
+        if owner not in images:
+            wrong(f"{field}.image_id", "the id of a picture of the data set", str(owner))
+        if owner != image_id:
             continue
-        category = whole(f"{field}.category_id", _key(field, annotation, "category_id"))
+        category = whole(f"{field}.category_id", entry_of(field, annotation, "category_id"))
         if category not in categories:
             wrong(f"{field}.category_id", "the id of a category of the data set", str(category))
-        label = text(f"category {category}.name", _key(f"category {category}", categories[category], "name"))
-        found.append(
-            (field, annotation, label, _number(f"{field}.score", annotation.get("score", 1.0), 0, 1))
-        )
+        label = text(f"category {category}.name", entry_of(f"category {category}", categories[category], "name"))
+        found.append((field, annotation, label, finite(f"{field}.score", annotation.get("score", 1.0), 0, 1)))
     return size_hw, found
 
 
@@ -185,9 +161,10 @@ def _run_lengths(field: str, value: Any, size_hw: tuple[int, int], limits: Limit
             wrong(part, "x, y of three points or more, in one flat list", repr(polygon)[:80])
         for position, side in enumerate(polygon):
             longest = height if position % 2 else width
-            _number(part, side, -longest, 2 * longest)
+            finite(part, side, -longest, 2 * longest)
     polygons = [[float(side) for side in polygon] for polygon in value]
-    merged = coco.merge(coco.frPyObjects(polygons, height, width))
+    codes = coco.frPyObjects(polygons, height, width)
+    merged = coco.merge(codes if isinstance(codes, list) else [codes])
     return {"size": [height, width], "counts": merged["counts"]}
 
 
@@ -225,12 +202,12 @@ def detections_from_yolo(content: str, names: Sequence[str], size_hw: tuple[int,
             wrong(f"line {row}", "a whole number and then numbers", repr(line[:80]))
         if not 0 <= place < len(names):
             wrong(f"line {row}", f"a class from 0 to {len(names) - 1}", words[0])
-        cx, cy, w, h = (_number(f"line {row}", number, -_EDGE, 1 + _EDGE) for number in numbers[:4])
+        cx, cy, w, h = (finite(f"line {row}", number, -_EDGE, 1 + _EDGE) for number in numbers[:4])
         sides = np.array([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2])
         if w < 0 or h < 0 or sides.min() < -_EDGE or sides.max() > 1 + _EDGE:
             wrong(f"line {row}", "a box inside the picture", repr(line[:80]))
         boxes.append(np.clip(sides, 0, 1) * [width, height, width, height])
-        scores.append(_number(f"line {row}", numbers[4], 0, 1) if len(numbers) == 5 else 1.0)
+        scores.append(finite(f"line {row}", numbers[4], 0, 1) if len(numbers) == 5 else 1.0)
         labels.append(names[place])
     return Detections(np.array(boxes), np.array(scores), tuple(labels), (height, width))
 
@@ -286,30 +263,28 @@ def detections_from_label_studio(
 
     size_hw: needed where there is no region to tell the size of the picture.
     """
-    answers = _entries(part, _key("task", task, part))
-    regions = _entries(f"{part}[0].result", _key(f"{part}[0]", answers[0], "result")) if answers else []
+    answers = dictionaries(part, entry_of("task", task, part))
+    regions = dictionaries(f"{part}[0].result", entry_of(f"{part}[0]", answers[0], "result")) if answers else []
     boxes, scores, labels = [], [], []
     for place, region in enumerate(regions):
         field = f"{part}[0].result[{place}]"
-        if _key(field, region, "type") != "rectanglelabels":
+        if entry_of(field, region, "type") != "rectanglelabels":
             wrong(f"{field}.type", '"rectanglelabels"', repr(region["type"]))
-        sides = (_key(field, region, "original_height"), _key(field, region, "original_width"))
+        sides = (entry_of(field, region, "original_height"), entry_of(field, region, "original_width"))
         height, width = size(f"{field}.original size", sides)
         if size_hw is not None and size("size_hw", size_hw) != (height, width):
             wrong(field, f"a picture of {size_hw[0]} x {size_hw[1]}", f"{height} x {width}")
         size_hw = height, width
-        value = _key(field, region, "value")
-        if value.get("rotation", 0) or region.get("image_rotation", 0):
-            wrong(f"{field}.value", "an upright box", "a rotated one")
-        x, y, w, h = (
-            _number(field, _key(field, value, key), 0, 100.01) for key in ("x", "y", "width", "height")
-        )
-        boxes.append(np.array([x, y, x + w, y + h]) * [width, height, width, height] / 100)
-        score = region.get("score")
-        scores.append(1.0 if score is None else _number(f"{field}.score", score, 0, 1))
-        names = texts(f"{field}.rectanglelabels", _key(field, value, "rectanglelabels"))
+        value = entry_of(field, region, "value")
+        names = texts(f"{field}.rectanglelabels", entry_of(field, value, "rectanglelabels"))
         if len(names) != 1:
             wrong(f"{field}.rectanglelabels", "one label", str(len(names)))
+        if value.get("rotation", 0) or region.get("image_rotation", 0):
+            wrong(f"{field}.value", "an upright box", "a rotated one")
+        x, y, w, h = (finite(field, entry_of(field, value, key), 0, 100.01) for key in ("x", "y", "width", "height"))
+        boxes.append(np.array([x, y, x + w, y + h]) * [width, height, width, height] / 100)
+        score = region.get("score")
+        scores.append(1.0 if score is None else finite(f"{field}.score", score, 0, 1))
         labels.append(names[0])
     if size_hw is None:
         wrong("size_hw", "(height, width), as no region tells the size of the picture", "none")
@@ -328,18 +303,16 @@ def to_transformers(detections: Detections) -> list[dict[str, Any]]:
     ]
 
 
-def detections_from_transformers(
-    records: Sequence[Mapping[str, Any]], size_hw: tuple[int, int]
-) -> Detections:
+def detections_from_transformers(records: Sequence[Mapping[str, Any]], size_hw: tuple[int, int]) -> Detections:
     """The records of a transformers detection pipeline for one picture of size `size_hw`, in their order."""
     boxes, scores, labels = [], [], []
-    for place, entry in enumerate(_entries("records", records)):
+    for place, entry in enumerate(dictionaries("records", records)):
         field = f"records[{place}]"
-        box = _key(field, entry, "box")
-        sides = [_key(f"{field}.box", box, side) for side in ("xmin", "ymin", "xmax", "ymax")]
-        boxes.append([_number(f"{field}.box", side) for side in sides])
-        scores.append(_number(f"{field}.score", _key(field, entry, "score"), 0, 1))
-        labels.append(text(f"{field}.label", _key(field, entry, "label")))
+        box = entry_of(field, entry, "box")
+        sides = [entry_of(f"{field}.box", box, side) for side in ("xmin", "ymin", "xmax", "ymax")]
+        boxes.append([finite(f"{field}.box", side) for side in sides])
+        scores.append(finite(f"{field}.score", entry_of(field, entry, "score"), 0, 1))
+        labels.append(text(f"{field}.label", entry_of(field, entry, "label")))
     return Detections(np.array(boxes), np.array(scores), tuple(labels), size_hw)
 
 
@@ -353,7 +326,7 @@ def _supervision() -> Any:
 
 
 def to_supervision(result: Detections | Segmentation) -> Any:
-    """A `supervision.Detections`; the labels are in `data["class_name"]`, `class_id` counts the distinct ones.
+    """A `supervision.Detections`; labels are in `data["class_name"]`, `class_id` counts the distinct ones.
 
     Boxes, masks, labels and scores return exactly; of a segmentation, the score is its `confidence`.
     """

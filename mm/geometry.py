@@ -66,9 +66,7 @@ class Geometry:
         )
         return (top, bottom), (left, right)
 
-    def apply(
-        self, pixels: np.ndarray, resample: Resample = "bicubic", fill: Sequence[int] = (0, 0, 0)
-    ) -> np.ndarray:
+    def apply(self, pixels: np.ndarray, resample: Resample = "bicubic", fill: Sequence[int] = (0, 0, 0)) -> np.ndarray:
         """The picture as model input: uint8[H, W, 3] of `picture_hw` -> uint8[h, w, 3] of `input_hw`.
 
         Shrinking is antialiased, as Pillow does it. Where the frame shows no picture it has the colour `fill`

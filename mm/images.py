@@ -242,7 +242,5 @@ def _channels_last(array: np.ndarray, channel_order: str | None, name: str) -> n
     if channel_order is None and last and first:
         raise ImageInputError(f'{name}: {shape} can be read both ways; say channel_order="HWC" or "CHW".')
     if not (last if channel_order == "HWC" else first if channel_order == "CHW" else last or first):
-        raise ImageInputError(
-            f"{name}: expected 1, 3 or 4 channels ({channel_order or 'at an end'}), got {shape}."
-        )
+        raise ImageInputError(f"{name}: expected 1, 3 or 4 channels ({channel_order or 'at an end'}), got {shape}.")
     return array if channel_order == "HWC" or (channel_order is None and last) else array.transpose(1, 2, 0)

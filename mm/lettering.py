@@ -1,17 +1,19 @@
 """Text in pictures: which characters are shown, in which font, broken into which lines.
 
-`mm/fonts/DejaVuSans.ttf` is DejaVu Sans 2.37 cut down with fontTools to Latin, Greek, Cyrillic, Hebrew,
+`mm/fonts/DejaVuSans.ttf` is DejaVu Sans 2.35 cut down with fontTools to Latin, Greek, Cyrillic, Hebrew,
 Arabic, punctuation, arrows and a few signs. A character that the font in use lacks, or that would hide,
 reorder or break text, is shown as its escape, never as an empty box.
 """
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from functools import lru_cache
 from os import PathLike, fspath
 from pathlib import Path
 
+import numpy as np
 from PIL import ImageFont
 
 from mm.errors import InputError
@@ -69,12 +71,10 @@ class Lettering:
         A line also ends after each newline, which is shown as ``\n``. After `most` lines comes an ellipsis.
         """
         lines: list[str] = []
-        for paragraph in text.split("\n"):
+        for paragraph in re.split(r"(?<=\n)", text):
             lines += self._lines(self.shown(paragraph), width, most + 1 - len(lines))
-            lines[-1] += "\\n"
             if len(lines) > most:
                 return [*lines[:most], "…"]
-        lines[-1] = lines[-1].removesuffix("\\n")
         return lines
 
     def _lines(self, text: str, width: int, most: int) -> list[str]:
@@ -92,8 +92,8 @@ class Lettering:
             else:
                 cut = max(self._fitting(word, width), 1)
                 lines.append(word[:cut])
-                words.insert(0, word[cut:])
-        return [*lines, line]
+                words[:0] = [word[cut:]] if word[cut:] else []
+        return [*lines, line] if line or not lines else lines
 
     def _fitting(self, text: str, width: int) -> int:
         """How many characters of the beginning fit; a letter and its accents stay together."""
@@ -119,4 +119,4 @@ def _has_glyph(path: str, char: str) -> bool:
     """Whether the font draws something else for `char` than for a character that no font has."""
     font = _font(path, 32)
     drawn, missing = font.getmask(char), font.getmask(_UNASSIGNED)
-    return (drawn.size, bytes(drawn)) != (missing.size, bytes(missing))
+    return (drawn.size, np.asarray(drawn).tobytes()) != (missing.size, np.asarray(missing).tobytes())

@@ -58,7 +58,15 @@ def _load(name: str, folder: Path) -> Joined:
         raise CheckpointError(f"joined.safetensors: keys that no part asked for: {', '.join(sorted(joined)[:5])}")
     weights = fingerprint(list(folder.rglob("*.safetensors")))
     return Joined(
-        name, str(config["revision"]), weights, str(config["licence"]), encoder, detector, segmenter, speaker, world
+        name,
+        str(config["revision"]),
+        weights,
+        str(config["licence"]),
+        encoder,
+        detector,
+        segmenter,
+        speaker,
+        world,
     )
 
 
@@ -79,7 +87,8 @@ def _build(kind: type, values: Any, where: str) -> Any:
         got = set(values) if isinstance(values, dict) else set()
         unknown = next(iter(sorted(got - names)), "")
         raise CheckpointError(
-            f"config.json, {where}: missing {sorted(names - got)}, unknown {sorted(got - names)}.{nearest(unknown, names)}"
+            f"config.json, {where}: missing {sorted(names - got)}, unknown {sorted(got - names)}."
+            + nearest(unknown, names)
         )
     return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 

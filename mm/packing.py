@@ -60,8 +60,9 @@ def unpack(field: str, value: Any, dtypes: tuple[str, ...], *, max_bytes: int) -
         raw = inflate.decompress(base64.b64decode(text(field, packed["deflated"]), validate=True), count + 1)
     except (binascii.Error, zlib.error, ValueError) as error:
         raise InputError(f"{field}: the packed bytes are damaged ({error}).") from error
-    if len(raw) != count or inflate.unconsumed_tail:
-        wrong(field, f"{count} bytes for the shape {shape}", "more" if len(raw) > count else str(len(raw)))
+    if len(raw) != count or not inflate.eof or inflate.unused_data:
+        got = "more" if len(raw) > count or inflate.unused_data else f"{len(raw)} and no end"
+        wrong(field, f"{count} bytes for the shape {shape}", got)
     return np.frombuffer(raw, dtype).reshape(shape).astype(packed["dtype"])
 
 
@@ -88,9 +89,7 @@ def decode_rle(field: str, value: Any, limits: Limits = DEFAULT_LIMITS) -> np.nd
     if isinstance(counts, (list, tuple)):
         runs = [whole(f"{field}.counts[{place}]", run) for place, run in enumerate(counts)]
         if sum(runs) != height * width:
-            wrong(
-                f"{field}.counts", f"runs over {height} x {width} = {height * width} pixels", str(sum(runs))
-            )
+            wrong(f"{field}.counts", f"runs over {height} x {width} = {height * width} pixels", str(sum(runs)))
         values = np.arange(len(runs)) % 2 == 1
         return np.repeat(values, runs).reshape(width, height).T.copy()
     if isinstance(counts, str):
@@ -102,9 +101,7 @@ def decode_rle(field: str, value: Any, limits: Limits = DEFAULT_LIMITS) -> np.nd
     try:
         mask = coco.decode({"size": [height, width], "counts": counts})
     except (ValueError, RuntimeError, MemoryError, OverflowError) as error:
-        raise InputError(
-            f"{field}: malformed run lengths for {height} x {width} pixels ({error})."
-        ) from error
+        raise InputError(f"{field}: malformed run lengths for {height} x {width} pixels ({error}).") from error
     return np.ascontiguousarray(mask).astype(bool)
 
 
@@ -112,15 +109,11 @@ def rle_size(field: str, value: Any, limits: Limits) -> tuple[int, int]:
     """(height, width) of a mask to be decoded, both at least 1 and not too many pixels."""
     height, width = size(field, value)
     if height * width > limits.max_pixels:
-        raise ResourceLimitError(
-            f"{field}: expected at most {limits.max_pixels} pixels, got {height} x {width}."
-        )
+        raise ResourceLimitError(f"{field}: expected at most {limits.max_pixels} pixels, got {height} x {width}.")
     return height, width
 
 
-def decode_rles(
-    field: str, values: Any, size_hw: tuple[int, int], limits: Limits = DEFAULT_LIMITS
-) -> np.ndarray:
+def decode_rles(field: str, values: Any, size_hw: tuple[int, int], limits: Limits = DEFAULT_LIMITS) -> np.ndarray:
     """bool[K, H, W] from K run-length codes that all have the size `size_hw`."""
     if not isinstance(values, Sequence) or isinstance(values, (str, bytes)):
         wrong(field, "a list of run-length codes", type(values).__name__)

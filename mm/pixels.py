@@ -112,13 +112,9 @@ def _decode_as(format_name: str, data: bytes, name: str, limits: Limits, notes: 
 
 def _check_tiles(image: TiffImagePlugin.TiffImageFile, name: str, limits: Limits) -> None:
     """A tile is decoded whole, however small the picture cut from it."""
-    width, height = (
-        image.tag_v2.get(tag, 0) for tag in (TiffImagePlugin.TILEWIDTH, TiffImagePlugin.TILELENGTH)
-    )
+    width, height = (image.tag_v2.get(tag, 0) for tag in (TiffImagePlugin.TILEWIDTH, TiffImagePlugin.TILELENGTH))
     if width * height > limits.max_pixels:
-        raise ResourceLimitError(
-            f"{name}: TIFF tiles of {width} x {height} exceed {limits.max_pixels} pixels."
-        )
+        raise ResourceLimitError(f"{name}: TIFF tiles of {width} x {height} exceed {limits.max_pixels} pixels.")
 
 
 def _without_text(data: bytes) -> bytes:
@@ -191,9 +187,7 @@ def _srgb(image: Image.Image, profile: bytes | None, limits: Limits, notes: list
         if ImageCms.getProfileDescription(source).startswith("sRGB"):
             return image
         grey = profile[16:20] == b"GRAY"  # the header's colour space
-        base = (
-            image if image.mode == "CMYK" else image.convert("L" if grey and image.mode[0] == "L" else "RGB")
-        )
+        base = image if image.mode == "CMYK" else image.convert("L" if grey and image.mode[0] == "L" else "RGB")
         to_srgb = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), base.mode, "RGB")
         converted = to_srgb.apply(base)
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError) as exc:
@@ -214,9 +208,7 @@ def _orientation(info: dict[Any, Any], notes: list[str]) -> int:
             notes.append("broken EXIF ignored")
     if orientation is None or not exif:
         xmp = info.get("xmp") or b""
-        found = re.search(
-            rb'tiff:Orientation(?:="|>)(\d{1,3})', xmp.encode() if isinstance(xmp, str) else xmp
-        )
+        found = re.search(rb'tiff:Orientation(?:="|>)(\d{1,3})', xmp.encode() if isinstance(xmp, str) else xmp)
         orientation = int(found[1]) if found else 1
     if not 1 <= orientation <= 8:
         notes.append(f"EXIF orientation {orientation} ignored: expected 1-8")

@@ -109,8 +109,7 @@ class Result:
             return NotImplemented
         pairs = zip(self._values().values(), other._values().values(), strict=True)
         return all(
-            np.array_equal(mine, theirs) if isinstance(mine, np.ndarray) else mine == theirs
-            for mine, theirs in pairs
+            np.array_equal(mine, theirs) if isinstance(mine, np.ndarray) else mine == theirs for mine, theirs in pairs
         )
 
     __hash__ = None  # pyright: ignore[reportAssignmentType]

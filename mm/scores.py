@@ -1,8 +1,8 @@
 """The figures of the drawn world: what a model said of scenes against what the scenes show.
 
-Each class takes one scene and what was said of it after another (`add`) and knows its figures, from 0 to 1, at the
-end (`figures`). For unseen scenes those of `DetectScore` and `SegmentScore` are of held-out pairs alone, and
-those of all pairs stand under "all".
+Each class takes scenes and what was said of them one by one (`add`) and knows its figures, from 0 to 1, at
+the end (`figures`). For unseen scenes those of `DetectScore` and `SegmentScore` are of held-out pairs alone,
+and those of all pairs stand under "all".
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Pair = tuple[str, str]  # colour, kind
 class DetectScore:
     """COCO average precision of boxes, where all 240 labels are asked at once.
 
-    AP50 (at IoU 0.5), AP (mean over IoU 0.5 to 0.95) and AR100 are means over the labels that occur in the truth;
+    AP50 (at IoU 0.5), AP and AR100 (over IoU 0.5 to 0.95) are means over the labels that occur in the truth;
     all boxes count, at most 100 a scene. Truth: the tight box of each object's visible part.
     """
 
@@ -70,8 +70,8 @@ class DetectScore:
 
 
 class SegmentScore:
-    """mIoU: for each distinct label of each scene, the IoU of its mask with all visible pixels of things so labelled;
-    the mean over all such pairs of scene and label."""
+    """mIoU: for each distinct label of each scene, the IoU of its mask with the visible pixels of all things
+    of that label; the mean over all such pairs of scene and label."""
 
     def __init__(self, unseen: bool) -> None:
         self.unseen = unseen
@@ -89,8 +89,7 @@ class SegmentScore:
 
     def figures(self) -> dict[str, Any]:
         everything, held_out = (
-            {"mIoU": share(math.fsum(ious), len(ious)), "masks": len(ious)}
-            for ious in (self.ious, self.held_out)
+            {"mIoU": share(math.fsum(ious), len(ious)), "masks": len(ious)} for ious in (self.ious, self.held_out)
         )
         return held_out | {"all": everything} if self.unseen else everything
 
@@ -98,7 +97,7 @@ class SegmentScore:
 class CaptionScore:
     """What captions mention against what is there, counted over all scenes together.
 
-    object_precision, object_recall, object_F1: of things by colour and kind, as many as the caption says there are.
+    object_precision, object_recall, object_F1: of things by colour and kind, as many as the caption says.
     strict_F1: of groups of things alike; texture, colour, kind and number must all be right.
     background_accuracy: the share of captions that name the background's colour.
     exact: the share of captions that equal `caption_of` to the letter.
@@ -116,9 +115,7 @@ class CaptionScore:
         said_pairs, true_pairs = _pairs(mentioned), _pairs(truth)
         self.pairs.add(said_pairs, true_pairs)
         self.groups.add(Counter(mentioned.items()), Counter(truth.items()))
-        self.held_out.add(
-            *(Counter({p: n for p, n in c.items() if is_held_out(*p)}) for c in (said_pairs, true_pairs))
-        )
+        self.held_out.add(*(Counter({p: n for p, n in c.items() if is_held_out(*p)}) for c in (said_pairs, true_pairs)))
         self.scenes += 1
         self.backgrounds += background_of(said) == scene.background
         self.exact += said == caption_of(scene)

@@ -115,11 +115,11 @@ class Segmentation(Listed):
 
         return draw_segmentation(image, self, colors=colors, font=font)
 
-    def to_coco(self, image_id: int = 1, *, file_name: str = "") -> dict[str, Any]:
+    def to_coco(self, image_id: int = 1, *, file_name: str = "", first_id: int = 1) -> dict[str, Any]:
         """A COCO data set of this one picture; see `mm.formats.to_coco`."""
         from mm.formats import to_coco
 
-        return to_coco(self, image_id, file_name=file_name)
+        return to_coco(self, image_id, file_name=file_name, first_id=first_id)
 
     def to_supervision(self) -> Any:
         """A `supervision.Detections` with masks; see `mm.formats.to_supervision`."""

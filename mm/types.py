@@ -158,11 +158,11 @@ class Detections(Listed):
 
         return draw_detections(image, self, colors=colors, font=font)
 
-    def to_coco(self, image_id: int = 1, *, file_name: str = "") -> dict[str, Any]:
+    def to_coco(self, image_id: int = 1, *, file_name: str = "", first_id: int = 1) -> dict[str, Any]:
         """A COCO data set of this one picture; see `mm.formats.to_coco`."""
         from mm.formats import to_coco
 
-        return to_coco(self, image_id, file_name=file_name)
+        return to_coco(self, image_id, file_name=file_name, first_id=first_id)
 
     def to_yolo(self, names: Sequence[str]) -> str:
         """Lines ``class cx cy w h score``; see `mm.formats.to_yolo`."""
@@ -235,9 +235,7 @@ class Classification(Listed):
         """The `k` best, best first; equal scores keep their order."""
         return self._top(self.scores, k)
 
-    def plot(
-        self, image: Any, *, best: int = 5, colors: Colors | None = None, font: Any = None
-    ) -> Image.Image:
+    def plot(self, image: Any, *, best: int = 5, colors: Colors | None = None, font: Any = None) -> Image.Image:
         """A new RGB picture with bars for the `best` labels in a band below."""
         from mm.draw import draw_classification
 

@@ -37,7 +37,9 @@ def each(
     `ErrorRecord` stands in the place of a bad item, with `"skip"` nothing does.
     """
     if on_error not in _ON_ERROR:
-        raise InputError(f"on_error: expected one of {', '.join(_ON_ERROR)}, got {on_error!r}.{nearest(str(on_error), _ON_ERROR)}")
+        raise InputError(
+            f"on_error: expected one of {', '.join(_ON_ERROR)}, got {on_error!r}.{nearest(str(on_error), _ON_ERROR)}"
+        )
     many = isinstance(images, (list, tuple))
     items = list(images) if many else [images]
     joined = load(model)
@@ -83,7 +85,7 @@ def _versions() -> dict[str, str]:
 
 
 def source(joined: Joined, encoded: Encoded, warnings: Sequence[str] = ()) -> Source:
-    """What produced a result about `encoded`, and what has to be warned of: its being far from the model's world too."""
+    """What produced a result about `encoded`, and what has to be warned of."""
     far = []
     if joined.world is not None:
         warning = joined.world.warning(float(joined.world.distance(encoded.features.pooled)[0]))
@@ -121,4 +123,8 @@ def unit(name: str, value: float) -> float:
 
 def cut_warnings(labels: Sequence[str], cut: Sequence[bool]) -> list[str]:
     """One warning for each label that the text tower read only in part."""
-    return [f"label {ascii(label[:40])} is longer than the model reads and was cut" for label, c in zip(labels, cut, strict=True) if c]
+    return [
+        f"label {ascii(label[:40])} is longer than the model reads and was cut"
+        for label, c in zip(labels, cut, strict=True)
+        if c
+    ]

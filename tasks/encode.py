@@ -20,4 +20,11 @@ def encode(
 
     The image tower runs once; captions and answers also share the decoder's reading of the picture.
     """
-    return each(image, lambda _, encoded: encoded, model=model, on_error=on_error, limits=limits, allow_urls=allow_urls)
+    return each(
+        image,
+        lambda _, encoded: encoded,
+        model=model,
+        on_error=on_error,
+        limits=limits,
+        allow_urls=allow_urls,
+    )

@@ -256,9 +256,7 @@ def test_redirects_are_followed_up_to_the_limit(net):
     assert [path for _, path in net.hits] == ["/to/0", "/to/1", "/end"]
     assert net.dialled[-1] == (PUBLIC, 81)
     net.hits.clear()
-    message = refused(
-        "http://public.example/loop", ResourceLimitError, Limits(max_redirects=3, fetch_timeout_s=5)
-    )
+    message = refused("http://public.example/loop", ResourceLimitError, Limits(max_redirects=3, fetch_timeout_s=5))
     assert "max_redirects=3" in message
     assert len(net.hits) == 4
 
@@ -352,9 +350,7 @@ def test_data_urls_are_capped_before_they_are_decoded():
 
 def test_urls_are_told_from_paths():
     assert all(map(is_url, ("http://a", "HTTPS://a", "file:///a", "data:,x", "s3://bucket/key")))
-    assert not any(
-        map(is_url, ("a.png", "C:\\a.png", "C:/a.png", "a/b:c.png", "./data:x", "//host/share", ""))
-    )
+    assert not any(map(is_url, ("a.png", "C:\\a.png", "C:/a.png", "a/b:c.png", "./data:x", "//host/share", "")))
 
 
 def test_the_name_of_a_url_keeps_no_secret():

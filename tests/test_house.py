@@ -126,9 +126,7 @@ def test_starting_loads_nothing_heavy(code: str):
 
 def expected_contents() -> set[str]:
     """What a wheel holds beside its metadata: the library's code, its data, and nothing else."""
-    names = {
-        module.replace(".", "/") + ".py" for module, _ in source_files() if not module.startswith("demos")
-    }
+    names = {module.replace(".", "/") + ".py" for module, _ in source_files() if not module.startswith("demos")}
     for folder in ("fonts", "weights"):
         data = (path for path in (ROOT / "mm" / folder).rglob("*") if path.is_file())
         names |= {path.relative_to(ROOT).as_posix() for path in data if "__pycache__" not in path.parts}

@@ -83,8 +83,7 @@ def test_every_source_gives_the_same_picture(tmp_path):
     names = [picture.name for picture in pictures]
     assert names[:2] == [str(path), str(path)]
     assert (
-        names[2:]
-        == ["<bytes>"] * 3 + ["<file>", "picture.png"] + ["<image>"] * 2 + ["<array>"] * 3 + ["<tensor>"] * 2
+        names[2:] == ["<bytes>"] * 3 + ["<file>", "picture.png"] + ["<image>"] * 2 + ["<array>"] * 3 + ["<tensor>"] * 2
     )
     assert open_image(PNG, name="third").name == "third"
     assert open_image(pictures[0]) is pictures[0]
@@ -317,9 +316,7 @@ def test_urls_are_refused_unless_allowed():
     ):
         message = refusal(url, ImageInputError)
         assert "allow_urls=True" in message and "secret" not in message
-    assert "expected an http, https or data URL" in refusal(
-        "file:///etc/passwd", ImageInputError, allow_urls=True
-    )
+    assert "expected an http, https or data URL" in refusal("file:///etc/passwd", ImageInputError, allow_urls=True)
 
 
 def test_a_data_url_is_read_where_urls_are_allowed():
@@ -366,9 +363,7 @@ def test_the_gate_leaves_pillow_as_it_was():
 
 
 def test_the_gate_loads_no_framework():
-    script = (
-        "import sys, mm.images; print([m for m in ('torch', 'transformers', 'timm') if m in sys.modules])"
-    )
+    script = "import sys, mm.images; print([m for m in ('torch', 'transformers', 'timm') if m in sys.modules])"
     root = pathlib.Path(__file__).parent.parent
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=root, timeout=60)
     assert ran.stdout.strip() == "[]", ran.stderr

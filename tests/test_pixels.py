@@ -34,13 +34,7 @@ def png(width, height, depth, colour, rows, *extra):
     per_row = len(rows) // height
     raw = b"".join(b"\0" + rows[i * per_row : (i + 1) * per_row] for i in range(height))
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + header
-        + b"".join(extra)
-        + chunk(b"IDAT", zlib.compress(raw))
-        + chunk(b"IEND", b"")
-    )
+    return b"\x89PNG\r\n\x1a\n" + header + b"".join(extra) + chunk(b"IDAT", zlib.compress(raw)) + chunk(b"IEND", b"")
 
 
 def row(source, **options):
@@ -214,9 +208,7 @@ def test_every_orientation_comes_out_upright(orientation):
     for data in lossless:
         picture = open_image(data)
         assert np.array_equal(picture.pixels, expected)
-        assert np.array_equal(
-            np.array(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")), expected
-        )
+        assert np.array_equal(np.array(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")), expected)
         assert np.array_equal(open_image(Image.open(io.BytesIO(data))).pixels, expected)
         assert picture.size_hw == (2, 3)
     blocks = stored.resize((stored.width * 16, stored.height * 16), Image.Resampling.NEAREST).convert("RGB")
@@ -319,9 +311,7 @@ def test_warnings_of_pillow_stay_at_the_gate_and_filters_come_back(monkeypatch):
         warnings.simplefilter("error")
         inside = list(warnings.filters)
         assert open_image(data).pixels[:, :, 0].tolist() == np.arange(16).reshape(4, 4).tolist()
-        monkeypatch.setattr(
-            Image, "MAX_IMAGE_PIXELS", 100
-        )  # Pillow would warn of 12 x 12, and refuse 20 x 12
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # Pillow would warn of 12 x 12, and refuse 20 x 12
         assert open_image(encoded(Image.new("1", (12, 12)), "PNG")).size_hw == (12, 12)
         assert open_image(encoded(Image.new("1", (20, 12)), "PNG")).size_hw == (12, 20)
         assert warnings.filters == inside

@@ -51,9 +51,7 @@ def test_a_wide_gamut_profile_is_converted_to_srgb():
     assert picture.notes == ()
     assert red >= 155 and green <= 98  # the same numbers are more colourful in a wider space
     transparent = Image.new("RGBA", (1, 1), (150, 100, 100, 0))
-    assert row(encoded(transparent, "PNG", icc_profile=wide_profile()), background=BACKGROUND) == [
-        list(BACKGROUND)
-    ]
+    assert row(encoded(transparent, "PNG", icc_profile=wide_profile()), background=BACKGROUND) == [list(BACKGROUND)]
     grey_picture = encoded(Image.new("L", (1, 1), 77), "PNG", icc_profile=wide_profile())
     assert np.abs(np.array(row(grey_picture)) - 77).max() <= 1
 
@@ -61,9 +59,7 @@ def test_a_wide_gamut_profile_is_converted_to_srgb():
 def test_an_srgb_profile_changes_nothing():
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     pixels = np.random.default_rng(1).integers(0, 256, (5, 5, 3), np.uint8)
-    assert np.array_equal(
-        open_image(encoded(Image.fromarray(pixels), "PNG", icc_profile=profile)).pixels, pixels
-    )
+    assert np.array_equal(open_image(encoded(Image.fromarray(pixels), "PNG", icc_profile=profile)).pixels, pixels)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
@@ -73,9 +69,7 @@ def test_a_broken_profile_is_noted_and_ignored(mode):
     assert picture.notes == ("unusable colour profile ignored",)
     assert np.abs(picture.pixels.astype(int) - 150).max() <= 3
     rgb_profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
-    assert open_image(encoded(image, "JPEG", icc_profile=rgb_profile)).notes == (
-        "unusable colour profile ignored",
-    )
+    assert open_image(encoded(image, "JPEG", icc_profile=rgb_profile)).notes == ("unusable colour profile ignored",)
 
 
 def test_oversized_profiles_and_texts_are_noted_and_ignored():

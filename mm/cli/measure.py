@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-SCORES_BEGIN, SCORES_END = "<!-- scores -->", "<!-- /scores -->"
+SCORES_BEGIN, SCORES_BEGIN_UNSEEN, SCORES_END = "<!-- scores -->", "<!-- scores unseen -->", "<!-- /scores -->"
 
 evaluation = typer.Typer(
     help="Measure the quality of a model.", no_args_is_help=True, rich_markup_mode=None, add_completion=False
@@ -68,10 +68,11 @@ def with_scores(readme: str, scores: dict[str, Any]) -> str:
     """The text of a README with the table of `scores` between its two marks."""
     from mm.cli import render
 
-    before, mark, rest = readme.partition(SCORES_BEGIN)
+    begin = SCORES_BEGIN_UNSEEN if scores.get("unseen") else SCORES_BEGIN
+    before, mark, rest = readme.partition(begin)
     _, end, after = rest.partition(SCORES_END)
     if not (mark and end):
-        raise typer.BadParameter(f"the README has no {SCORES_BEGIN} … {SCORES_END}")
+        raise typer.BadParameter(f"the README has no {begin} … {SCORES_END}")
     return f"{before}{mark}\n{render.markdown(render.flatten(scores))}\n{end}{after}"
 
 

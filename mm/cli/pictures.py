@@ -12,14 +12,10 @@ Images = Annotated[
     typer.Argument(metavar="IMAGES", help="Picture files, folders of pictures, or URLs (--allow-urls)."),
 ]
 Image = Annotated[str, typer.Argument(metavar="IMAGE", help="A picture file, or a URL (--allow-urls).")]
-Labels = Annotated[
-    list[str], typer.Option("--label", "-l", metavar="TEXT", help="What to look for; repeat for more.")
-]
+Labels = Annotated[list[str], typer.Option("--label", "-l", metavar="TEXT", help="What to look for; repeat for more.")]
 Model = Annotated[
     str,
-    typer.Option(
-        "--model", "-m", metavar="NAME", help="A name from `mm models`, a hub id, or a saved folder."
-    ),
+    typer.Option("--model", "-m", metavar="NAME", help="A name from `mm models`, a hub id, or a saved folder."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object per picture and line.")]
 Save = Annotated[
@@ -81,9 +77,7 @@ def ask(
 def detect(
     images: Images,
     labels: Labels,
-    threshold: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Boxes that score less are left out.")
-    ] = 0.3,
+    threshold: Annotated[float, typer.Option(min=0.0, max=1.0, help="Boxes that score less are left out.")] = 0.3,
     nms: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Of two boxes that overlap more (IoU), the better stays.")
     ] = 0.5,
@@ -114,9 +108,7 @@ def detect(
 def segment(
     images: Images,
     labels: Labels,
-    threshold: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Pixels that score less are left out.")
-    ] = 0.5,
+    threshold: Annotated[float, typer.Option(min=0.0, max=1.0, help="Pixels that score less are left out.")] = 0.5,
     model: Model = "tiny",
     json: Json = False,
     save: Save = None,

@@ -2,28 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from mm.lettering import visible
+
 if TYPE_CHECKING:
     from mm.types import Caption, Classification, Detections, Embeddings, Segmentation
-
-# Control characters, line separators, direction overrides and lone surrogates: all that could break a line,
-# command a terminal or show text in another order than it is stored.
-_UNSAFE = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]", flags=re.UNICODE
-)
-
-
-def escape(text: str) -> str:
-    r"""`text` safe for one line of a terminal: a newline becomes ``\x0a``, an override ``\u202e``."""
-
-    def code(match: re.Match[str]) -> str:
-        point = ord(match.group())
-        return f"\\x{point:02x}" if point < 0x100 else f"\\u{point:04x}"
-
-    return _UNSAFE.sub(code, text)
 
 
 def caption(result: Caption) -> str:
@@ -60,11 +45,10 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     if not rows:
         return "nothing to show"
     columns = list(rows[0])
-    cells = [columns, *([escape(_cell(row.get(column))) for column in columns] for row in rows)]
+    cells = [columns, *([visible(_cell(row.get(column))) for column in columns] for row in rows)]
     widths = [max(len(line[place]) for line in cells) for place in range(len(columns))]
     return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in cells
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells
     )
 
 

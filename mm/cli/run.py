@@ -15,9 +15,9 @@ from typing import Any
 import typer
 from tqdm import tqdm
 
-from mm.cli.render import escape
 from mm.errors import ImageInputError, MMError, ResourceLimitError
 from mm.images import Picture, open_image
+from mm.lettering import visible
 from mm.types import ErrorRecord
 
 SUFFIXES = frozenset({".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
@@ -161,17 +161,17 @@ def _request_errors() -> Iterator[None]:
     try:
         yield
     except MMError as error:
-        typer.echo(f"error: {escape(str(error))}", err=True)
+        typer.echo(f"error: {visible(str(error))}", err=True)
         raise typer.Exit(2) from error
 
 
 def _print_answer(request: Request, name: str, answer: Answer, text: Callable[[Any], str]) -> None:
     for warning in answer.warnings:
-        typer.echo(f"warning: {escape(name)}: {escape(warning)}", err=True)
+        typer.echo(f"warning: {visible(name)}: {visible(warning)}", err=True)
     if request.as_json:
         typer.echo(json.dumps({"name": name, "ok": True, "result": answer.result.to_dict()}, allow_nan=False))
     else:
-        typer.echo(f"{escape(name)}\t{escape(text(answer.result))}")
+        typer.echo(f"{visible(name)}\t{visible(text(answer.result))}")
 
 
 def _print_error(request: Request, record: ErrorRecord) -> None:
@@ -180,4 +180,4 @@ def _print_error(request: Request, record: ErrorRecord) -> None:
         typer.echo(json.dumps({"name": record.name, "ok": False, "error": error}))
     else:
         said = record.message if record.name in record.message else f"{record.name}: {record.message}"
-        typer.echo(f"error: {escape(said)}", err=True)
+        typer.echo(f"error: {visible(said)}", err=True)

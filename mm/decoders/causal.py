@@ -38,7 +38,7 @@ class CausalDecoder(nn.Module):
             for layer, (k, v) in enumerate(zip(prefix.keys, prefix.values, strict=True)):
                 cache.update(k, v, layer)
         out = self.lm(inputs_embeds=embeds, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        layers = cache.layers
+        layers: list[Any] = cache.layers
         longer = KVPrefix(tuple(layer.keys for layer in layers), tuple(layer.values for layer in layers))
         return out.logits[:, -1].float(), longer
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+from mm.geometry import Policy, Resample
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -62,8 +64,8 @@ class EncoderSpec:
     """
 
     input_hw: tuple[int, int]
-    policy: str
-    resample: str
+    policy: Policy
+    resample: Resample
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     text_length: int

@@ -6,6 +6,8 @@ space); `text/` is one that `CLIPTextModelWithProjection.from_pretrained` loads.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,6 +18,9 @@ from mm.encoders.text import TextRules
 
 class TimmClipEncoder(nn.Module):
     """vision: a timm model with `num_classes = E`; text: a CLIPTextModelWithProjection of the same E."""
+
+    vision: Any
+    text: Any
 
     def __init__(self, vision: nn.Module, text: nn.Module, rules: TextRules, spec: EncoderSpec) -> None:
         super().__init__()

@@ -45,9 +45,12 @@ class _Step(nn.Module):
 
     def __init__(self, above: int, lateral: int, channels: int, embedding: int) -> None:
         super().__init__()
-        self.reduce, self.lateral = nn.Conv2d(above, channels, 1), nn.Conv2d(lateral, channels, 1)
+        self.reduce, self.lateral = nn.Conv2d(above, channels, 1), nn.Linear(lateral, channels)
         self.film = Film(embedding, channels)
-        self.mix, self.out = nn.Conv2d(channels, channels, 3, padding=1), nn.Conv2d(channels, channels, 3, padding=1)
+        self.mix, self.out = (
+            nn.Conv2d(channels, channels, 3, padding=1),
+            nn.Conv2d(channels, channels, 3, padding=1),
+        )
 
     def forward(self, above: Tensor, lateral: Tensor, text: Tensor) -> Tensor:
         size = lateral.shape[-2:]
@@ -74,6 +77,7 @@ class ClipSegStyleHead(nn.Module):
             _Step(a, lateral, c, embedding) for a, lateral, c in zip(above, layer_widths, widths, strict=True)
         )
         self.out = nn.Conv2d(widths[0], 1, 1)
+        assert self.out.bias is not None
         nn.init.constant_(self.out.bias, -2.0)  # most of a picture is not what is asked for
 
     def forward(self, image: ImageFeatures, text: Tensor, owner: Tensor) -> Tensor:
@@ -90,5 +94,6 @@ class ClipSegStyleHead(nn.Module):
         x = x.transpose(1, 2).reshape(len(owner), -1, h, w)
         for layer, step in zip(reversed(self.layers), reversed(self.steps), strict=True):
             assert isinstance(step, _Step)
-            x = step(x, step.lateral(image.map(layer))[owner], text)
+            lateral = step.lateral(image.layers[layer]).transpose(1, 2).unflatten(2, image.layer_grids[layer])
+            x = step(x, lateral[owner], text)
         return self.out(x)[:, 0].float()

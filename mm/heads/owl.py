@@ -28,11 +28,12 @@ class OwlConfig:
 @dataclass(frozen=True)
 class OwlOutput:
     """logits: float[B, N, K], one a token and text; boxes_cxcywh: float[B, N, 4] in 0..1 of the model input;
-    objectness: float[B, N], a logit."""
+    objectness: float[B, N], a logit; embeds: float[B, N, E], what the class logits compare, of length 1."""
 
     logits: Tensor
     boxes_cxcywh: Tensor
     objectness: Tensor
+    embeds: Tensor
 
 
 class OwlHead(nn.Module):
@@ -44,13 +45,17 @@ class OwlHead(nn.Module):
         self.class_head = ClassHead(width, embedding)
         self.box_head = _mlp(width, 4)
         self.objectness_head = _mlp(width, 1)
-        nn.init.constant_(self.objectness_head[-1].bias, -2.0)
+        last = self.objectness_head[-1]
+        assert isinstance(last, nn.Linear)
+        nn.init.constant_(last.bias, -2.0)  # most tokens show no thing
 
     def forward(self, image: ImageFeatures, text: Tensor) -> OwlOutput:
         """text: float[K, E], not normalised."""
         tokens = self.norm(image.tokens)
         boxes = (self.box_head(tokens).float() + box_bias(image.grid, tokens.device)).sigmoid()
-        return OwlOutput(self.class_head(tokens, text), boxes, self.objectness_head(tokens)[..., 0].float())
+        embeds = self.class_head.embed(tokens)
+        logits = self.class_head.compare(tokens, embeds, text)
+        return OwlOutput(logits, boxes, self.objectness_head(tokens)[..., 0].float(), embeds)
 
     @torch.inference_mode()
     def best(self, image: ImageFeatures, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -61,9 +66,11 @@ class OwlHead(nn.Module):
         """
         tokens = self.norm(image.tokens)
         boxes = (self.box_head(tokens).float() + box_bias(image.grid, tokens.device)).sigmoid()
-        best, place = self.class_head(tokens, text[:_TEXTS_AT_ONCE]).max(-1)
+        embeds = self.class_head.embed(tokens)
+        best, place = self.class_head.compare(tokens, embeds, text[:_TEXTS_AT_ONCE]).max(-1)
         for start in range(_TEXTS_AT_ONCE, len(text), _TEXTS_AT_ONCE):
-            more, where = self.class_head(tokens, text[start : start + _TEXTS_AT_ONCE]).max(-1)
+            part = text[start : start + _TEXTS_AT_ONCE]
+            more, where = self.class_head.compare(tokens, embeds, part).max(-1)
             place = torch.where(more > best, where + start, place)
             best = torch.maximum(best, more)
         score = best.sigmoid() * self.objectness_head(tokens)[..., 0].float().sigmoid()
@@ -82,9 +89,13 @@ class ClassHead(nn.Module):
         nn.init.constant_(self.logit_shift.bias, -0.46)  # a token shows a given label with p = 0.01 to begin with
         nn.init.constant_(self.logit_scale.bias, 9.0)
 
-    def forward(self, tokens: Tensor, text: Tensor) -> Tensor:
+    def embed(self, tokens: Tensor) -> Tensor:
+        """float[B, N, D] -> float32[B, N, E] of length 1."""
         e = self.dense0(tokens).float()
-        e = e / (e.norm(dim=-1, keepdim=True) + 1e-6)
+        return e / (e.norm(dim=-1, keepdim=True) + 1e-6)
+
+    def compare(self, tokens: Tensor, e: Tensor, text: Tensor) -> Tensor:
+        """float32[B, N, K]: logits of the tokens, whose embeddings are `e`, for texts float[K, E]."""
         q = text.float()
         q = q / (q.norm(dim=-1, keepdim=True) + 1e-6)
         scale = F.elu(self.logit_scale(tokens).float()) + 1

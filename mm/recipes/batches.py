@@ -17,6 +17,10 @@ from mm.scenes.render import Scene, render_scene
 from mm.scenes.vocabulary import COLOURS, KINDS, SEEN_PAIRS, TEXTURES, plural
 
 TRAIN_SEED = 1_000_000_000  # training scenes take seeds from here up; evaluation stays below
+ATTRIBUTE_SIZES = (len(KINDS), len(COLOURS), len(TEXTURES))
+_GROUP_SIZES = (len(SEEN_PAIRS), *ATTRIBUTE_SIZES)
+# Where pairs, kinds, colours and textures lie among the labels of every batch; each object fits one of each.
+LABEL_GROUPS = tuple((sum(_GROUP_SIZES[:i]), sum(_GROUP_SIZES[: i + 1])) for i in range(4))
 GRID, MASK_SIDE, ANY, NOTHING = 8, 64, -1, -2
 
 # Words that are not of this world: asked as negatives, so that an unknown label scores low.
@@ -121,27 +125,38 @@ def _cells(boxes: np.ndarray, owner: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return np.array(objects), np.array(cells), np.array(weights, np.float32)
 
 
-def _mask_questions(scenes: list[Scene], asks: np.ndarray, match: np.ndarray, owner: np.ndarray, each: int, rng):
-    owners, labels, masks = [], [], []
+def _mask_questions(
+    scenes: list[Scene],
+    asks: np.ndarray,
+    match: np.ndarray,
+    owner: np.ndarray,
+    count: int,
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`count` questions, picture after picture: half for pairs that are there, a fifth for what is not."""
+    owners, labels, masks = np.arange(count) % len(scenes), [], []
     pairs = len(SEEN_PAIRS)
-    alphas = [np.stack([o.soft_alpha for o in scene.objects]) for scene in scenes]
-    for b, scene in enumerate(scenes):
-        rows = np.flatnonzero(owner == b)
-        fits = match[rows]
-        present, colours = fits.any(0), {COLOURS.index(o.colour) for o in scene.objects}
-        kinds = {KINDS.index(o.kind) for o in scene.objects}
-        alike = np.array([not p and (a[1] in colours or a[2] in kinds) for p, a in zip(present, asks, strict=True)])
-        for _ in range(each):
-            draw = rng.random()
-            pool = np.flatnonzero(present[:pairs]) if draw < 0.5 else np.flatnonzero(present)
-            if draw > 0.8:
-                pool = np.flatnonzero(alike if rng.random() < 0.7 else ~present)
-            label = int(pool[rng.integers(len(pool))]) if len(pool) else int(np.flatnonzero(present)[0])
-            mask = Image.fromarray(alphas[b][fits[:, label]].sum(0))
-            masks.append(np.asarray(mask.resize((MASK_SIDE, MASK_SIDE), Image.Resampling.BOX)))
-            owners.append(b)
-            labels.append(label)
-    return np.array(owners), np.array(labels), np.clip(np.stack(masks), 0, 1).astype(np.float32)
+    for b in owners:
+        scene, fits = scenes[b], match[owner == b]
+        present: np.ndarray = fits.any(0)
+        draw = rng.random()
+        pool = np.flatnonzero(present[:pairs]) if draw < 0.5 else np.flatnonzero(present)
+        if draw > 0.8:
+            pool = np.flatnonzero(~present & (_alike(scene, asks) | (rng.random() < 0.3)))
+        label = int(pool[rng.integers(len(pool))])
+        mask = np.zeros(scene.size_hw, np.float32)
+        for thing, fit in zip(scene.objects, fits[:, label], strict=True):
+            mask += thing.soft_alpha * fit
+        masks.append(np.asarray(Image.fromarray(mask).resize((MASK_SIDE, MASK_SIDE), Image.Resampling.BOX)))
+        labels.append(label)
+    return owners, np.array(labels), np.clip(np.stack(masks), 0, 1).astype(np.float32)
+
+
+def _alike(scene: Scene, asks: np.ndarray) -> np.ndarray:
+    """bool[K]: the labels that share a colour or a kind with something in the scene."""
+    colours = {COLOURS.index(o.colour) for o in scene.objects}
+    kinds = {KINDS.index(o.kind) for o in scene.objects}
+    return np.isin(asks[:, 1], list(colours)) | np.isin(asks[:, 2], list(kinds))
 
 
 def _frame(side: int, rng: np.random.Generator) -> tuple[int, int]:
@@ -150,19 +165,19 @@ def _frame(side: int, rng: np.random.Generator) -> tuple[int, int]:
     return round(side * stretch), round(side / stretch)
 
 
-def make_batch(step: int, size: int, *, asks_each: int = 2, side: int = 128) -> Batch:
+def make_batch(step: int, size: int, *, asks: int = 16, side: int = 128) -> Batch:
     """The batch of this step: a pure function of its arguments."""
     rng = np.random.default_rng((step, 11))
     scenes = [render_scene(TRAIN_SEED + step * size + i, _frame(side, rng)) for i in range(size)]
-    texts, asks = _labels(scenes, rng)
+    texts, meaning = _labels(scenes, rng)
     things = [(b, o) for b, scene in enumerate(scenes) for o in scene.objects]
     owner = np.array([b for b, _ in things])
     what = np.array([(TEXTURES.index(o.texture), COLOURS.index(o.colour), KINDS.index(o.kind)) for _, o in things])
-    match = ((asks[None] == ANY) | (asks[None] == what[:, None])).all(-1)
+    match = ((meaning[None] == ANY) | (meaning[None] == what[:, None])).all(-1)
     xyxy = np.stack([o.box_xyxy / (*o.size_hw[::-1], *o.size_hw[::-1]) for _, o in things])
     boxes = np.concatenate([(xyxy[:, :2] + xyxy[:, 2:]) / 2, xyxy[:, 2:] - xyxy[:, :2]], 1)
     cells = _cells(boxes, owner)
-    ask = _mask_questions(scenes, asks, match, owner, asks_each, rng)
+    ask = _mask_questions(scenes, meaning, match, owner, asks, rng)
     dialogues = [(i, DEFAULT_PROMPT, caption_of(scene)) for i, scene in enumerate(scenes)]
     dialogues += [(i, *questions_of(scene, step)[0]) for i, scene in enumerate(scenes) if i % 2 == 0]
     square = [np.asarray(scene.pil().resize((side, side), Image.Resampling.BILINEAR)) for scene in scenes]
@@ -178,11 +193,11 @@ def make_batch(step: int, size: int, *, asks_each: int = 2, side: int = 128) -> 
 class Batches(IterableDataset):
     """Batches `first`, `first + 1`, … for a loader with any number of workers; a resumed run goes on exactly."""
 
-    def __init__(self, first: int, last: int, size: int, asks_each: int = 2) -> None:
-        self.first, self.last, self.size, self.asks_each = first, last, size, asks_each
+    def __init__(self, first: int, last: int, size: int, asks: int = 16) -> None:
+        self.first, self.last, self.size, self.asks = first, last, size, asks
 
     def __iter__(self) -> Iterator[Batch]:
         info = torch.utils.data.get_worker_info()
         shift, stride = (info.id, info.num_workers) if info else (0, 1)
         for step in range(self.first + shift, self.last, stride):
-            yield make_batch(step, self.size, asks_each=self.asks_each)
+            yield make_batch(step, self.size, asks=self.asks)

@@ -14,7 +14,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mm.recipes.tiny_parts import (
-    DECODER_WIDTH, DETECT, EMBEDDING, SEGMENT, SPEC, VISION_ARCHITECTURE, VISION_ARGS, WIDTH, prepare,
+    DECODER_WIDTH,
+    DETECT,
+    EMBEDDING,
+    SEGMENT,
+    SPEC,
+    VISION_ARCHITECTURE,
+    VISION_ARGS,
+    WIDTH,
+    prepare,
 )  # fmt: skip
 from mm.recipes.tokenizer import DEFAULT_PROMPT
 from mm.scenes.render import render_scene
@@ -35,12 +43,16 @@ def export(training: HeadsTraining, out: Path) -> None:
     _decoder(training, partial / "decoder")
     world, threshold = _world(training.encoder)
     heads, connector = training.heads, training.speaker["connector"]
-    parts: dict[str, nn.Module] = {"detector": heads["detect"], "segmenter": heads["segment"], "connector": connector}
+    parts: dict[str, nn.Module] = {
+        "detector": heads["detect"],
+        "segmenter": heads["segment"],
+        "connector": connector,
+    }
     joined = {f"{name}.{k}": v for name, part in parts.items() for k, v in part.state_dict().items()}
     joined["encoder.logit_scale"] = training.encoder.logit_scale.detach()
     _save(joined | world, partial / "joined.safetensors")
     _write_json(partial / "config.json", _config(threshold))
-    for kept in ("scores.json", "README.md"):
+    for kept in ("scores.json", "scores_unseen.json", "README.md"):
         if (out / kept).exists():
             shutil.copy(out / kept, partial / kept)
     old = out.with_name(out.name + ".old")

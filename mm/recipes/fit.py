@@ -69,20 +69,21 @@ def load_stage(name: str, folder: Path, module: nn.Module) -> None:
 
 def fit_stage(
     name: str, folder: Path, module: nn.Module, losses: Callable[[Batch], dict[str, Tensor]], *,
-    steps: int, batch: int, peak: float, asks_each: int = 2, shift: int = 0, workers: int = 1, save_every: int = 250,
+    steps: int, batch: int, peak: float, asks: int = 16, shift: int = 0, workers: int = 1, save_every: int = 250,
 ) -> None:  # fmt: skip
     """Trains what of `module` requires gradients; goes on from `folder/name.safetensors` where that exists.
 
     shift: added to the step that draws a batch, so that stages see different scenes.
     """
     trained = [p for p in module.parameters() if p.requires_grad]
+    flat = [p for p in trained if p.ndim < 2]
     optimiser = torch.optim.AdamW(
-        [{"params": [p for p in trained if p.ndim > 1]}, {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0}],
+        [{"params": [p for p in trained if p.ndim > 1]}, {"params": flat, "weight_decay": 0.0}],
         lr=peak, weight_decay=0.03, betas=(0.9, 0.98),
     )  # fmt: skip
     checkpoint = Checkpoint(folder / f"{name}.safetensors", module, optimiser)
     first = checkpoint.load()
-    stream = Batches(first + shift, steps + shift, batch, asks_each)
+    stream = Batches(first + shift, steps + shift, batch, asks)
     loader = DataLoader(stream, batch_size=None, num_workers=workers, prefetch_factor=4)
     started, log = time.monotonic(), folder / f"{name}.jsonl"
     for step, data in enumerate(tqdm(loader, total=steps, initial=first, desc=name, mininterval=5), first):
@@ -98,7 +99,9 @@ def fit_stage(
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
         if step % 20 == 0:
-            row = {"step": step, "seconds": round(time.monotonic() - started, 1)} | {k: round(v.item(), 4) for k, v in terms.items()}
+            row = {"step": step, "seconds": round(time.monotonic() - started, 1)} | {
+                k: round(v.item(), 4) for k, v in terms.items()
+            }
             with open(log, "a") as file:
                 file.write(json.dumps(row) + "\n")
         if (step + 1) % save_every == 0 or step + 1 == steps:

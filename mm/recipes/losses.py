@@ -7,19 +7,26 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mm.heads.owl import OwlOutput
-from mm.recipes.batches import Batch
+from mm.recipes.batches import LABEL_GROUPS, Batch
 from mm.scenes.vocabulary import SEEN_PAIRS
+
+_REGION_SCALE = 16.0  # inverse temperature of the region-text softmax
 
 
 def quality_focal(logits: Tensor, target: Tensor) -> Tensor:
-    """Sum of |target - p|^2 * BCE (Li et al., "Generalized Focal Loss", 2020, equation 3)."""
+    """Sum of |target - p| * BCE (Li et al., "Generalized Focal Loss", 2020, equation 3, with beta = 1)."""
     p = logits.sigmoid()
-    return (F.binary_cross_entropy_with_logits(logits, target, reduction="none") * (target - p).abs().pow(2)).sum()
+    return (F.binary_cross_entropy_with_logits(logits, target, reduction="none") * (target - p).abs()).sum()
 
 
 def generalised_iou(a: Tensor, b: Tensor) -> Tensor:
     """GIoU of cxcywh boxes, float[n] (Rezatofighi et al., 2019)."""
-    a0, a1, b0, b1 = a[:, :2] - a[:, 2:] / 2, a[:, :2] + a[:, 2:] / 2, b[:, :2] - b[:, 2:] / 2, b[:, :2] + b[:, 2:] / 2
+    a0, a1, b0, b1 = (
+        a[:, :2] - a[:, 2:] / 2,
+        a[:, :2] + a[:, 2:] / 2,
+        b[:, :2] - b[:, 2:] / 2,
+        b[:, :2] + b[:, 2:] / 2,
+    )
     inter = (torch.minimum(a1, b1) - torch.maximum(a0, b0)).clamp(min=0).prod(1)
     union = (a[:, 2:].prod(1) + b[:, 2:].prod(1) - inter).clamp(min=1e-9)
     hull = (torch.maximum(a1, b1) - torch.minimum(a0, b0)).prod(1).clamp(min=1e-9)
@@ -45,6 +52,38 @@ def detection_loss(out: OwlOutput, batch: Batch) -> dict[str, Tensor]:
     }
 
 
+def attribute_loss(logits: Tensor, batch: Batch) -> Tensor:
+    """Cross-entropy of kind, colour and texture of each object's own cell, from float[B, N, 37].
+
+    While texts of alike labels still lie close together, nothing else tells the tokens that kinds differ.
+    """
+    own = batch.cell_weight == 1
+    thing, cell = batch.cell_object[own], batch.cell_index[own]
+    found = logits[batch.owner[thing], cell].float()
+    first = LABEL_GROUPS[1][0]
+    total = found.new_zeros(())
+    for start, stop in LABEL_GROUPS[1:]:
+        truth = batch.match[thing, start:stop].float().argmax(1)
+        total = total + F.cross_entropy(found[:, start - first : stop - first], truth)
+    return total
+
+
+def region_loss(out: OwlOutput, text: Tensor, batch: Batch) -> Tensor:
+    """Cross-entropy of each object's own cell over all seen pairs, over kinds, colours and textures.
+
+    Independent sigmoids tell 216 alike labels apart only slowly; a softmax over them does it at once.
+    """
+    own = batch.cell_weight == 1
+    thing, cell = batch.cell_object[own], batch.cell_index[own]
+    e = out.embeds[batch.owner[thing], cell]
+    logits = _REGION_SCALE * e @ F.normalize(text.float(), dim=-1).T
+    total = logits.new_zeros(())
+    for start, stop in LABEL_GROUPS:
+        truth = batch.match[thing, start:stop].float()
+        total = total + F.cross_entropy(logits[:, start:stop], truth / truth.sum(1, keepdim=True))
+    return total
+
+
 def mask_loss(logits: Tensor, target: Tensor) -> Tensor:
     """Binary cross-entropy plus Dice where there is something; float[Q, s, s] both."""
     bce = F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean((1, 2))
@@ -55,7 +94,9 @@ def mask_loss(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def contrastive_loss(image: Tensor, text: Tensor, captions: list[str], scale: Tensor) -> Tensor:
-    """Symmetric cross-entropy over a batch (Radford et al., 2021); equal captions count as one truth."""
+    """Symmetric cross-entropy over the first pictures of a batch, those that have a caption here (Radford et al.,
+    2021); equal captions count as one truth."""
+    image = image[: len(captions)]
     logits = scale.exp() * F.normalize(image.float(), dim=-1) @ F.normalize(text.float(), dim=-1).T
     same = torch.tensor([[a == b for a in captions] for b in captions], dtype=torch.float32, device=logits.device)
     truth = same / same.sum(1, keepdim=True)

@@ -14,13 +14,32 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from mm.recipes.batches import Batch
+from mm.joined import Joined
+from mm.load import load
+from mm.recipes.batches import ATTRIBUTE_SIZES, Batch
 from mm.recipes.export import export
 from mm.recipes.fit import fit_stage, load_stage
-from mm.recipes.losses import contrastive_loss, detection_loss, mask_loss, present_loss
+from mm.recipes.losses import (
+    attribute_loss,
+    contrastive_loss,
+    detection_loss,
+    mask_loss,
+    present_loss,
+    region_loss,
+)
 from mm.recipes.tiny_parts import SPEC, build_decoder, build_encoder, build_heads, dialogue_loss, prepare
 from mm.zoo import EMBEDDED
 
+# The sum over 300 labels would drown the rest; what kind a thing is is learned last and matters most.
+_PAIR_WEIGHTS = {
+    "class": 0.15,
+    "object": 0.5,
+    "attribute": 1.5,
+    "region": 0.7,
+    "contrast": 0.3,
+    "present": 0.5,
+}
+_CAPTIONS = 12  # pictures of a batch that are also told from each other by their whole caption
 _HEADS_EVERY = 3  # in stage `heads`: boxes and masks are trained already, the decoder starts from nothing
 
 
@@ -30,22 +49,38 @@ class PairTraining(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.encoder, self.heads = build_encoder(), build_heads()
+        self.encoder.text.set_attn_implementation("eager")  # twice as fast backwards on rows of a dozen tokens
+        self.attributes = nn.Linear(SPEC.width, sum(ATTRIBUTE_SIZES))  # of use to this stage alone
+
+    def start_from(self, joined: Joined) -> None:
+        """Takes the weights of an exported model, to go on from there."""
+        for mine, theirs in (
+            (self.encoder, joined.encoder),
+            (self.heads["detect"], joined.detector),
+            (self.heads["segment"], joined.segmenter),
+        ):
+            assert isinstance(theirs, nn.Module)
+            mine.load_state_dict(theirs.state_dict())
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         with autocast(batch.pixels.device):
             pixels = prepare(batch.pixels).contiguous(memory_format=torch.channels_last)
             image = self.encoder.encode_image(pixels, SPEC.layers)
             text = self.encoder.encode_text(batch.texts).pooled.float()
-            captions = self.encoder.encode_text(batch.captions).pooled
+            captions = self.encoder.encode_text(batch.captions[:_CAPTIONS]).pooled
             boxes = self.heads["detect"](image, text)
             masks = self.heads["segment"](image, text[batch.ask_label], batch.ask_owner)
+            attributes = self.attributes(image.tokens)
         scale = self.encoder.logit_scale
-        return {
+        terms = {
             **detection_loss(boxes, batch),
+            "attribute": attribute_loss(attributes, batch),
+            "region": region_loss(boxes, text, batch),
             "mask": mask_loss(masks, batch.ask_mask),
-            "contrast": 0.3 * contrastive_loss(image.pooled, captions, batch.captions, scale),
-            "present": 0.5 * present_loss(image.pooled, text, batch, scale),
+            "contrast": contrastive_loss(image.pooled, captions, batch.captions[:_CAPTIONS], scale),
+            "present": present_loss(image.pooled, text, batch, scale),
         }
+        return {name: _PAIR_WEIGHTS.get(name, 1.0) * term for name, term in terms.items()}
 
 
 class HeadsTraining(nn.Module):
@@ -55,6 +90,12 @@ class HeadsTraining(nn.Module):
         super().__init__()
         self.encoder, self.heads = pair.encoder.requires_grad_(False), pair.heads
         self.speaker = build_decoder(self.encoder.rules.tokenizer)
+
+    def start_from(self, joined: Joined) -> None:
+        """Takes connector and decoder of an exported model; the rest came with the towers."""
+        assert joined.speaker is not None
+        self.speaker["connector"].load_state_dict(joined.speaker.connector.state_dict())
+        self.speaker["decoder"].load_state_dict(joined.speaker.decoder.lm.state_dict())
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         self.encoder.eval()
@@ -78,13 +119,20 @@ def autocast(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16)
 
 
-def train(folder: Path, *, pair_steps: int, heads_steps: int, batch: int, device: str) -> HeadsTraining:
+def train(
+    folder: Path, *, pair_steps: int, heads_steps: int, batch: int, device: str, init: str | None = None
+) -> HeadsTraining:
     """Runs the stages that `folder` does not hold complete yet."""
     torch.manual_seed(0)
-    pair = PairTraining().to(device, memory_format=torch.channels_last).train()
-    fit_stage("pair", folder, pair, pair.losses, steps=pair_steps, batch=batch, peak=1.2e-3)
+    start = load(init) if init else None
+    pair = PairTraining().to(device).to(memory_format=torch.channels_last).train()
+    if start:
+        pair.start_from(start)
+    fit_stage("pair", folder, pair, pair.losses, steps=pair_steps, batch=batch, peak=1.0e-3)
     heads = HeadsTraining(pair).to(device).train()
-    fit_stage("heads", folder, heads, heads.losses, steps=heads_steps, batch=batch, peak=1.5e-3, asks_each=1, shift=10**7)
+    if start:
+        heads.start_from(start)
+    fit_stage("heads", folder, heads, heads.losses, steps=heads_steps, batch=batch, peak=1.5e-3, shift=10**7)
     return heads
 
 
@@ -94,8 +142,11 @@ def main() -> None:
     parser.add_argument("--pair-steps", type=int, default=4200, help="of --batch scenes each (default %(default)s)")
     parser.add_argument("--heads-steps", type=int, default=3000, help="likewise (default %(default)s)")
     parser.add_argument("--batch", type=int, default=32, help="scenes a step (default %(default)s)")
+    parser.add_argument("--init", metavar="MODEL", help="start from a name or an exported folder, not from nothing")
     parser.add_argument("--export-only", action="store_true", help="write the last checkpoint of `heads` as it is")
-    parser.add_argument("--out", type=Path, default=EMBEDDED / "tiny", help="folder to write (default: the embedded one)")
+    parser.add_argument(
+        "--out", type=Path, default=EMBEDDED / "tiny", help="folder to write (default: the embedded one)"
+    )
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     if args.export_only:
@@ -104,7 +155,7 @@ def main() -> None:
     else:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         steps = {"pair_steps": args.pair_steps, "heads_steps": args.heads_steps}
-        heads = train(args.work, **steps, batch=args.batch, device=device)
+        heads = train(args.work, **steps, batch=args.batch, device=device, init=args.init)
     export(heads.cpu().eval(), args.out)
 
 

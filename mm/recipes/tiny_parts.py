@@ -18,8 +18,9 @@ from mm.recipes.tokenizer import train_tokenizer
 EMBEDDING, WIDTH, DECODER_WIDTH = 256, 256, 192
 VISION_ARCHITECTURE = "coatnet_bn_0_rw_224"
 VISION_ARGS: dict[str, Any] = {
-    "img_size": 128, "embed_dim": (48, 96, WIDTH), "depths": (2, 2, 5), "block_type": ("C", "C", "T"),
-    "stem_width": (24, 48), "conv_expand_ratio": 1, "conv_group_size": 0,
+    "img_size": 128, "embed_dim": (48, 96, WIDTH), "depths": (2, 2, 5),
+    "block_type": ("C", "C", ("C", "T", "T", "T", "T")), "stem_width": (24, 48),
+    "conv_expand_ratio": 1, "conv_expand_output": True, "conv_group_size": 0,
 }  # fmt: skip
 SPEC = EncoderSpec(
     input_hw=(128, 128), policy="squash", resample="bilinear", mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25),
@@ -27,7 +28,8 @@ SPEC = EncoderSpec(
 )  # fmt: skip
 DETECT = OwlConfig(width=WIDTH, embedding=EMBEDDING)
 SEGMENT = ClipSegStyleConfig(
-    width=WIDTH, embedding=EMBEDDING, reduced=96, depth=1, layers=(0, 1, 2), layer_widths=(48, 48, 96), widths=(16, 32, 64),
+    width=WIDTH, embedding=EMBEDDING, reduced=96, depth=1, layers=SPEC.layers,
+    layer_widths=(48, 48, 96), widths=(16, 32, 64),
 )  # fmt: skip
 
 
@@ -36,7 +38,7 @@ def build_encoder() -> TimmClipEncoder:
     from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
     vision = timm.create_model(VISION_ARCHITECTURE, num_classes=EMBEDDING, **VISION_ARGS)
-    tokenizer = train_tokenizer()
+    tokenizer: Any = train_tokenizer()
     text = CLIPTextModelWithProjection(CLIPTextConfig(
         vocab_size=len(tokenizer), hidden_size=128, intermediate_size=512, num_hidden_layers=3, num_attention_heads=4,
         projection_dim=EMBEDDING, max_position_embeddings=SPEC.text_length, hidden_act="gelu",
@@ -69,7 +71,9 @@ def prepare(pixels: torch.Tensor) -> torch.Tensor:
     return (pixels.float() / 255 - mean) / std
 
 
-def dialogue_loss(lm: Any, tokenizer: Any, pictures: torch.Tensor, dialogues: list[tuple[int, str, str]]) -> torch.Tensor:
+def dialogue_loss(
+    lm: Any, tokenizer: Any, pictures: torch.Tensor, dialogues: list[tuple[int, str, str]]
+) -> torch.Tensor:
     """Mean cross-entropy of the answers' tokens.
 
     pictures: float[B, M, D], connected tokens; each dialogue is (picture, prompt, answer). A row reads

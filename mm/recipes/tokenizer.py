@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import json
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -26,7 +25,17 @@ _QUESTIONS = (
 
 def _sentences() -> list[str]:
     rng = np.random.default_rng(0)
-    words = [*COLOURS, *KINDS, *map(plural, KINDS), *TEXTURES, *SIZES, *RELATIONS, *COUNTS, DEFAULT_PROMPT, *_QUESTIONS]
+    words = [
+        *COLOURS,
+        *KINDS,
+        *map(plural, KINDS),
+        *TEXTURES,
+        *SIZES,
+        *RELATIONS,
+        *COUNTS,
+        DEFAULT_PROMPT,
+        *_QUESTIONS,
+    ]
     lines = []
     for _ in range(4000):
         colour, kind = SEEN_PAIRS[rng.integers(len(SEEN_PAIRS))]

@@ -8,7 +8,7 @@ from collections import Counter
 import numpy as np
 
 from mm.scenes.render import Scene, SceneObject
-from mm.scenes.vocabulary import COLOURS, COUNTS, KINDS, TEXTURES, plural
+from mm.scenes.vocabulary import COLOURS, COUNTS, KINDS, PAIRS, SEEN_PAIRS, TEXTURES, plural
 
 Mention = tuple[str, str, str]  # texture, colour, kind
 
@@ -39,10 +39,11 @@ def caption_of(scene: Scene) -> str:
 
 
 def mentions(text: str) -> Counter[Mention]:
-    """The objects a caption mentions, counts expanded; anything not of the caption's form is not a mention."""
+    """The objects a caption mentions, counts expanded; what is not of a caption's form is not a mention."""
     found: Counter[Mention] = Counter()
     for count, texture, colour, kind in _PHRASE.findall(text.lower()):
-        found[(texture or "plain", colour, _SINGULAR[kind])] += 1 if count in ("a", "an") else COUNTS.index(count) + 1
+        number = COUNTS.index(count) + 1 if count in COUNTS else 1
+        found[(texture or "plain", colour, _SINGULAR[kind])] += number
     return found
 
 
@@ -75,11 +76,16 @@ def questions_of(scene: Scene, seed: int = 0) -> list[tuple[str, str]]:
             asked.append((f"how many {plural(kind)} are there?", COUNTS[count - 1]))
     present = scene.objects[rng.integers(len(scene.objects))]
     asked.append((f"is there {phrase('plain', present.colour, present.kind)}?", "yes"))
-    colour, kind = COLOURS[rng.integers(len(COLOURS))], KINDS[rng.integers(len(KINDS))]
-    asked.append((f"is there {phrase('plain', colour, kind)}?", "yes" if labels[f"{colour} {kind}"] else "no"))
+    # A question may give a held-out pair away, so only scenes that show one ask for such pairs.
+    pool = PAIRS if scene.has_held_out else SEEN_PAIRS
+    colour, kind = pool[rng.integers(len(pool))]
+    answer = "yes" if labels[f"{colour} {kind}"] else "no"
+    asked.append((f"is there {phrase('plain', colour, kind)}?", answer))
     single = [o for o in scene.objects if labels[o.label] == 1]
     if len(single) >= 2:
         i, j = rng.choice(len(single), 2, replace=False)
         a, b = single[i], single[j]
-        asked.append((f"where is the {a.label}, seen from the {b.label}?", relation(a, b)))
+        dx, dy = np.abs(np.subtract(a.centre_xy, b.centre_xy))
+        if max(dx, dy) > 1.3 * min(dx, dy):  # near the diagonal either word would be right
+            asked.append((f"where is the {a.label}, seen from the {b.label}?", relation(a, b)))
     return [asked[i] for i in rng.permutation(len(asked))]

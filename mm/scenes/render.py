@@ -21,11 +21,12 @@ SUPERSAMPLE = 3
 _MIN_VISIBLE = 0.5  # an object hidden further than this is left out of the scene
 _UNSEEN_PAIRS = tuple(sorted(HELD_OUT_PAIRS))
 _FIXED_TONES = {
-    "white": (250, 250, 250), "black": (25, 25, 25), "wood": (125, 82, 45), "leaf": (60, 145, 65), "gold": (245, 200, 55),
+    "white": (250, 250, 250), "black": (25, 25, 25), "wood": (125, 82, 45),
+    "leaf": (60, 145, 65), "gold": (245, 200, 55),
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SceneObject:
     """One drawn thing: what it is, and where it can be seen.
 
@@ -83,7 +84,7 @@ class SceneObject:
         return f"{self.colour} {self.kind}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Scene:
     """A drawn picture and its truth. pixels: uint8[H, W, 3]; objects from the farthest to the nearest."""
 
@@ -142,7 +143,9 @@ def _pattern(texture: str, side: int, period: float, angle: float, rng: Rng) -> 
     return np.clip(inside * period + 0.5, 0, 1)
 
 
-def _textured(low: np.ndarray, where: np.ndarray, base: np.ndarray, texture: str, radius: float, rng: Rng) -> np.ndarray:
+def _textured(
+    low: np.ndarray, where: np.ndarray, base: np.ndarray, texture: str, radius: float, rng: Rng
+) -> np.ndarray:
     """Stripes or dots over the part of `low` float32[p, p, 3] that `where` float32[p, p] says is of the base colour."""
     if base.min() > 190:
         second = base * rng.uniform(0.35, 0.7)
@@ -171,7 +174,11 @@ def _draw_parts(
 ) -> tuple[Image.Image, Image.Image, Image.Image]:
     """Paints the polygons in order: their colours (RGB), their cover (L), and where the base colour shows (L)."""
     fill = _tone("base", base, rng)
-    rgb, alpha, own = Image.new("RGB", (side, side), fill), Image.new("L", (side, side)), Image.new("L", (side, side))
+    rgb, alpha, own = (
+        Image.new("RGB", (side, side), fill),
+        Image.new("L", (side, side)),
+        Image.new("L", (side, side)),
+    )
     paint, cover, mark = ImageDraw.Draw(rgb), ImageDraw.Draw(alpha), ImageDraw.Draw(own)
     style = rng.choice(("none", "silhouette", "each"), p=(0.5, 0.3, 0.2))
     width = max(1, round(SUPERSAMPLE * radius * rng.uniform(0.03, 0.12)))
@@ -263,7 +270,10 @@ def _places(count: int, w: int, h: int, rng: Rng) -> list[tuple[float, float, fl
         radius = short * (rng.uniform(0.19, 0.3 if count <= 3 else 0.24) if large else rng.uniform(0.095, 0.15))
         closeness = 0.62 if rng.random() < 0.3 else 0.95
         for attempt in range(40):
-            x, y = rng.uniform(radius * 0.85, w - radius * 0.85), rng.uniform(radius * 0.85, h - radius * 0.85)
+            x, y = (
+                rng.uniform(radius * 0.85, w - radius * 0.85),
+                rng.uniform(radius * 0.85, h - radius * 0.85),
+            )
             if all(math.hypot(x - a, y - b) > closeness * (radius + r) for a, b, r, _ in placed):
                 placed.append((x, y, radius, "large" if large else "small"))
                 break
@@ -280,9 +290,7 @@ def _draw_all(specs, places, w: int, h: int, rng: Rng) -> list[SceneObject]:
         left, top = max(0, -x0), max(0, -y0)
         right, bottom = min(rgb.shape[1], w - x0), min(rgb.shape[0], h - y0)
         rgb, alpha = rgb[top:bottom, left:right], alpha[top:bottom, left:right]
-        objects.append(
-            SceneObject(kind, colour, texture, size, (h, w), (x0 + left, y0 + top), rgb, alpha, alpha)
-        )
+        objects.append(SceneObject(kind, colour, texture, size, (h, w), (x0 + left, y0 + top), rgb, alpha, alpha))
     return objects
 
 

@@ -25,8 +25,7 @@ class Part:
 
 
 _UNIT_CIRCLES = {
-    n: np.stack([np.cos(a := np.linspace(0, 2 * math.pi, n, endpoint=False)), np.sin(a)], 1)
-    for n in (10, 16, 32)
+    n: np.stack([np.cos(a := np.linspace(0, 2 * math.pi, n, endpoint=False)), np.sin(a)], 1) for n in (10, 16, 32)
 }
 
 
@@ -105,7 +104,20 @@ def _ring(rng: Rng) -> list[Part]:
 
 def _cross(rng: Rng) -> list[Part]:
     w = rng.uniform(0.22, 0.4)
-    pts = ((-w, -1), (w, -1), (w, -w), (1, -w), (1, w), (w, w), (w, 1), (-w, 1), (-w, w), (-1, w), (-1, -w), (-w, -w))
+    pts = (
+        (-w, -1),
+        (w, -1),
+        (w, -w),
+        (1, -w),
+        (1, w),
+        (w, w),
+        (w, 1),
+        (-w, 1),
+        (-w, w),
+        (-1, w),
+        (-1, -w),
+        (-w, -w),
+    )
     return [Part(_poly(*pts))]
 
 
@@ -132,7 +144,10 @@ def _tree(rng: Rng) -> list[Part]:
     elif style == 1:
         crown = [Part(_poly((0, -1), (0.75, 0.5), (-0.75, 0.5)))]
         if rng.random() < 0.5:
-            crown = [Part(_poly((0, -0.5), (0.8, 0.55), (-0.8, 0.55))), Part(_poly((0, -1), (0.6, 0), (-0.6, 0)))]
+            crown = [
+                Part(_poly((0, -0.5), (0.8, 0.55), (-0.8, 0.55))),
+                Part(_poly((0, -1), (0.6, 0), (-0.6, 0))),
+            ]
     else:
         crown = [Part(_oval(x, y, 0.45, n=16)) for x, y in ((-0.4, -0.15), (0.4, -0.15), (0, -0.5), (0, -0.1))]
     return [trunk, *crown]
@@ -206,7 +221,11 @@ def _boat(rng: Rng) -> list[Part]:
 
 def _key(rng: Rng) -> list[Part]:
     r, w = rng.uniform(0.32, 0.42), rng.uniform(0.08, 0.13)
-    parts = [Part(_rect(-0.4, -w, 1, w)), Part(_oval(-0.6, 0, r)), Part(_oval(-0.6, 0, r * 0.5, n=16), "hole")]
+    parts = [
+        Part(_rect(-0.4, -w, 1, w)),
+        Part(_oval(-0.6, 0, r)),
+        Part(_oval(-0.6, 0, r * 0.5, n=16), "hole"),
+    ]
     tooth = rng.uniform(0.25, 0.4)
     parts += [Part(_rect(x, 0, x + 0.14, tooth * k)) for x, k in ((0.82, 1.0), (0.54, rng.uniform(0.7, 1)))]
     return parts
@@ -268,7 +287,11 @@ def _cat(rng: Rng) -> list[Part]:
         tail = np.concatenate([_arc(0.55, 0.5, 0.4, 0.45, 90, -30, 10), _arc(0.55, 0.5, 0.27, 0.32, -30, 90, 10)])
         parts.append(Part(tail))
     for side in (-1, 1):
-        ear = _poly((side * head * 0.95, c - tall * 0.25), (side * head * 0.85, c - tall * 1.6), (side * head * 0.15, c - tall * 0.85))
+        ear = _poly(
+            (side * head * 0.95, c - tall * 0.25),
+            (side * head * 0.85, c - tall * 1.6),
+            (side * head * 0.15, c - tall * 0.85),
+        )
         parts.append(Part(ear))
     parts.append(Part(_oval(0, c, head, tall)))
     parts += [Part(_oval(side * head * 0.4, c - 0.1 * tall, head * 0.13, n=10), eye) for side in (-1, 1)]

@@ -1,0 +1,57 @@
+"""The embedded weights still do their job: a broken head, connector or preprocessing falls far below these bounds.
+
+The bounds lie a little under what `mm eval scenes` measures on many more scenes (`mm/weights/tiny/scores.json`).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import mm
+from mm.evaluate import evaluate_scenes
+from mm.scenes import mentions
+from mm.zoo import EMBEDDED
+
+SEED = 7_000_000
+BOUNDS = {
+    ("detect", "AP50"): 0.5,
+    ("segment", "mIoU"): 0.7,
+    ("caption", "object_F1"): 0.5,
+    ("caption", "background_accuracy"): 0.8,
+    ("classify", "accuracy"): 0.5,
+}
+
+
+@pytest.fixture(scope="module")
+def scores() -> dict:
+    return evaluate_scenes(count=120, seed=SEED)
+
+
+@pytest.mark.parametrize(("task", "figure"), BOUNDS)
+def test_held_out_scenes_are_read(scores: dict, task: str, figure: str) -> None:
+    assert scores[task][figure] >= BOUNDS[task, figure]
+
+
+def test_the_scores_kept_beside_the_weights_are_of_a_full_evaluation() -> None:
+    kept = json.loads((EMBEDDED / "tiny" / "scores.json").read_text())
+    assert kept["count"] >= 1000 and kept["seed"] != SEED
+    assert kept["detect"]["labels"] == 240
+
+
+def test_a_drawing_that_the_renderer_did_not_make_is_read() -> None:
+    picture = Path(__file__).parents[1] / "demos" / "images" / "drawing.png"
+    truth = {
+        "sun": "yellow",
+        "house": "blue",
+        "umbrella": "purple",
+        "car": "red",
+        "fish": "orange",
+        "cat": "black",
+    }
+    found = mm.detect(picture, [f"{colour} {kind}" for kind, colour in truth.items()])
+    assert len(set(found.labels)) >= 5
+    said = mentions(mm.caption(picture).text)
+    assert sum(said[("plain", colour, kind)] > 0 for kind, colour in truth.items()) >= 4
