@@ -138,7 +138,7 @@ def _mask_questions(
     pairs = len(SEEN_PAIRS)
     for b in owners:
         scene, fits = scenes[b], match[owner == b]
-        present: np.ndarray = fits.any(0)
+        present = np.asarray(fits.any(0))
         draw = rng.random()
         pool = np.flatnonzero(present[:pairs]) if draw < 0.5 else np.flatnonzero(present)
         if draw > 0.8:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +41,7 @@ _PAIR_WEIGHTS = {
     "present": 0.5,
 }
 _CAPTIONS = 12  # pictures of a batch that are also told from each other by their whole caption
-_HEADS_EVERY = 3  # in stage `heads`: boxes and masks are trained already, the decoder starts from nothing
+_HEADS_EVERY = 5  # in stage `heads`: boxes and masks are trained already, the decoder starts from nothing
 
 
 class PairTraining(nn.Module):
@@ -90,6 +91,8 @@ class HeadsTraining(nn.Module):
         super().__init__()
         self.encoder, self.heads = pair.encoder.requires_grad_(False), pair.heads
         self.speaker = build_decoder(self.encoder.rules.tokenizer)
+        decoder: Any = self.speaker["decoder"]
+        decoder.set_attn_implementation("eager")  # faster backwards on a CPU, at these lengths
 
     def start_from(self, joined: Joined) -> None:
         """Takes connector and decoder of an exported model; the rest came with the towers."""
