@@ -14,6 +14,7 @@ from mm.limits import DEFAULT_LIMITS, Limits
 from mm.load import load
 from mm.types import ErrorRecord, Source
 from mm.version import __version__
+from mm.world import describe
 
 OnError = Literal["raise", "record", "skip"]
 _ON_ERROR = ("raise", "record", "skip")
@@ -88,7 +89,7 @@ def source(joined: Joined, encoded: Encoded, warnings: Sequence[str] = ()) -> So
     """What produced a result about `encoded`, and what has to be warned of."""
     far = []
     if joined.world is not None:
-        warning = joined.world.warning(float(joined.world.distance(encoded.features.pooled)[0]))
+        warning = joined.world.warning(float(joined.world.distance(describe(encoded.features))[0]))
         far = [warning] if warning else []
     return provenance(joined, (*far, *encoded.notes, *warnings))
 

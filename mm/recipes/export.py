@@ -9,7 +9,9 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -26,11 +28,13 @@ from mm.recipes.tiny_parts import (
 )  # fmt: skip
 from mm.recipes.tokenizer import DEFAULT_PROMPT
 from mm.scenes.render import render_scene
+from mm.world import describe
 
 if TYPE_CHECKING:
     from mm.recipes.tiny import HeadsTraining
 
 _WORLD_SCENES, _WORLD_SEED = 3000, 900_000_000
+_FLOOR = 1e-3  # of the whitening's variances, in units of a channel's own spread
 
 
 def export(training: HeadsTraining, out: Path) -> None:
@@ -113,20 +117,24 @@ def _decoder(training: HeadsTraining, folder: Path) -> None:
 
 @torch.inference_mode()
 def _world(encoder: Any) -> tuple[dict[str, Tensor], float]:
-    """Mean and whitening of pooled features of fresh seen scenes; the threshold lets 99 % of others pass."""
-    pooled = torch.cat([_pooled(encoder, range(s, s + 50)) for s in range(0, _WORLD_SCENES, 50)]).double()
-    fitted, held = pooled[: len(pooled) * 2 // 3], pooled[len(pooled) * 2 // 3 :]
-    mean = fitted.mean(0)
-    values, vectors = torch.linalg.eigh(torch.cov(fitted.T))
-    whiten = vectors / (values.clamp(min=0) + 1e-4 * values.mean()).sqrt()
+    """Mean and whitening of what fresh seen scenes look like; the threshold lets 99 % of others pass."""
+    found = torch.cat([_described(encoder, range(s, s + 50)) for s in range(0, _WORLD_SCENES, 50)]).double()
+    fitted, held = found[: len(found) * 2 // 3], found[len(found) * 2 // 3 :]
+    mean, spread = fitted.mean(0), fitted.std(0) + 1e-6
+    values, vectors = torch.linalg.eigh(torch.cov(((fitted - mean) / spread).T))
+    whiten = vectors / (values.clamp(min=0) + _FLOOR).sqrt() / spread[:, None]
     distance = ((held - mean) @ whiten).square().mean(-1).sqrt()
     return {"world.mean": mean.float(), "world.whiten": whiten.float()}, float(distance.quantile(0.99))
 
 
-def _pooled(encoder: Any, seeds: range) -> Tensor:
-    pictures = [render_scene(_WORLD_SEED + s, 128).pixels for s in seeds]
-    pixels = torch.stack([torch.from_numpy(p.copy()).permute(2, 0, 1) for p in pictures])
-    return encoder.encode_image(prepare(pixels)).pooled
+def _described(encoder: Any, seeds: range) -> Tensor:
+    sizes = ((128, 128), (160, 112), (112, 160))
+    scenes = [
+        render_scene(_WORLD_SEED + s, sizes[s % 3]).pil().resize(SPEC.input_hw, Image.Resampling.BILINEAR)
+        for s in seeds
+    ]
+    pixels = torch.stack([torch.from_numpy(np.array(scene)).permute(2, 0, 1) for scene in scenes])
+    return describe(encoder.encode_image(prepare(pixels), SPEC.layers))
 
 
 def _save(tensors: dict[str, Tensor], path: Path, keep: tuple[str, ...] = ("world.", "encoder.")) -> None:
