@@ -188,6 +188,6 @@ def test_ordinary_text_stays_as_it_is(text: str):
 
 
 def test_tables_align_and_say_when_they_are_empty():
-    assert render.table([{"a": 1, "bb": None}, {"a": "long\n", "bb": 0.5}]) == "a         bb\n1\nlong\\n  0.500"
+    assert render.table([{"a": 1, "bb": None}, {"a": "long\n", "bb": 0.5}]) == "a       bb\n1\nlong\\n  0.500"
     assert render.table([]) == "nothing to show"
     assert render.markdown([{"a": "x|y"}]) == "| a |\n| --- |\n| x\\|y |"
