@@ -64,7 +64,7 @@ def _append(rows: list[Row], chosen: Tensor, end: int, *, last: bool) -> None:
 
 def deltas(decoder: CausalDecoder, steps: Iterator[list[Row]]) -> Iterator[str]:
     """The text of the first row as it grows; only whole characters are given out."""
-    given, rows = "", []
+    given = ""
     for rows in steps:
         text = decoder.text(rows[0].ids)
         if text.endswith("\ufffd") and not rows[0].finish_reason:

@@ -308,6 +308,14 @@ def _occlude(objects: list[SceneObject], w: int, h: int) -> list[SceneObject]:
     return kept[::-1]
 
 
+def _compose(canvas: np.ndarray, objects: list[SceneObject]) -> None:
+    """Blends the objects into `canvas` float32[h, w, 3], in place, the farthest first."""
+    for thing in objects:
+        x, y = thing.corner_xy
+        window = canvas[y : y + thing.alpha.shape[0], x : x + thing.alpha.shape[1]]
+        window += (thing.rgb - window) * thing.alpha[..., None]
+
+
 def _weather(pixels: np.ndarray, rng: Rng) -> np.ndarray:
     """What a camera or a scan adds: brightness, blur, noise."""
     if rng.random() < 0.25:
@@ -342,10 +350,7 @@ def render_scene(seed: int, size: int | tuple[int, int] = 128, *, pairs: str = "
         places = _places(len(specs), w, h, rng)
         objects = _occlude(_draw_all([specs[i] for i in order], places, w, h, rng), w, h)
     canvas = _background(background, w, h, rng)
-    for thing in objects:
-        x, y = thing.corner_xy
-        window = canvas[y : y + thing.alpha.shape[0], x : x + thing.alpha.shape[1]]
-        window += (thing.rgb - window) * thing.alpha[..., None]
+    _compose(canvas, objects)
     return Scene(_weather(canvas, rng), tuple(objects), background, seed)
 
 
@@ -359,8 +364,5 @@ def render_single(seed: int, kind: str, colour: str, size: int = 128, *, backgro
     x, y = rng.uniform(radius, size - radius, 2)
     things = _draw_all([(texture, colour, kind)], [(x, y, radius, "large")], size, size, rng)
     canvas = _background(ground, size, size, rng)
-    for thing in things:
-        cx, cy = thing.corner_xy
-        window = canvas[cy : cy + thing.alpha.shape[0], cx : cx + thing.alpha.shape[1]]
-        window += (thing.rgb - window) * thing.alpha[..., None]
+    _compose(canvas, things)
     return Scene(_weather(canvas, rng), tuple(things), ground, seed)
