@@ -48,14 +48,17 @@ class Encoded:
 
 
 def encode_pictures(joined: Joined, pictures: list[Picture]) -> list[Encoded]:
-    """One encoder pass for all of them, one value for each."""
-    features = joined.encode(pictures)
+    """One encoder pass for all whose inputs have one size, one value for each picture, in their order."""
+    plans = [joined.geometry(p) for p in pictures]
+    rows: dict[int, ImageFeatures] = {}
+    for size in dict.fromkeys(plan.input_hw for plan in plans):
+        members = [i for i, plan in enumerate(plans) if plan.input_hw == size]
+        features = joined.encode([pictures[i] for i in members])
+        rows |= {i: _row(features, place) for place, i in enumerate(members)}
     return [
-        Encoded(
-            joined.name, p.name, p.size_hw, p.digest, p.notes, joined.geometry(p), _row(features, i)
-        )
-        for i, p in enumerate(pictures)
-    ]  # fmt: skip
+        Encoded(joined.name, p.name, p.size_hw, p.digest, p.notes, plan, rows[i])
+        for i, (p, plan) in enumerate(zip(pictures, plans, strict=True))
+    ]
 
 
 def _row(features: ImageFeatures, i: int) -> ImageFeatures:

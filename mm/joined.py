@@ -6,14 +6,13 @@ import threading
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from mm.decoders.causal import CausalDecoder
 from mm.encoders.base import Encoder, EncoderSpec, ImageFeatures
 from mm.errors import InputError
-from mm.geometry import Geometry, fit
+from mm.geometry import Geometry
 from mm.heads.clipseg_style import ClipSegStyleHead
 from mm.heads.owl import OwlHead
 from mm.images import Picture
@@ -91,16 +90,24 @@ class Joined:
         return found
 
     def geometry(self, picture: Picture) -> Geometry:
-        return fit(picture.size_hw, self.spec.input_hw, self.spec.policy)
+        return self.spec.preprocessing.geometry(picture.size_hw)
 
     def pixels(self, picture: Picture) -> Tensor:
-        """float32[3, S, S]: the picture as the encoder wants it."""
-        array = self.geometry(picture).apply(picture.pixels, self.spec.resample)
-        tensor = torch.from_numpy(np.ascontiguousarray(array)).permute(2, 0, 1).float() / 255
-        mean, std = (torch.tensor(v)[:, None, None] for v in (self.spec.mean, self.spec.std))
-        return (tensor - mean) / std
+        """float32[3, H, W]: the picture as the encoder wants it."""
+        return self.spec.preprocessing.pixels(picture.pixels)
 
     @torch.inference_mode()
     def encode(self, pictures: list[Picture]) -> ImageFeatures:
-        """One pass of the image tower over a batch."""
-        return self.encoder.encode_image(torch.stack([self.pixels(p) for p in pictures]), self.spec.layers)
+        """One pass of the image tower over a batch, whose pictures become inputs of one size."""
+        at = next(iter(self.encoder.parameters()))
+        pixels = torch.stack([self.pixels(p) for p in pictures]).to(at.device, at.dtype)
+        return self.encoder.encode_image(pixels, self.spec.layers)
+
+    def to(self, device: str) -> Joined:
+        """All parts on this device; the same value."""
+        parts = [self.encoder, self.detector, self.segmenter]
+        speaker = [self.speaker.connector, self.speaker.decoder] if self.speaker else []
+        for part in (*parts, *speaker):
+            if isinstance(part, nn.Module):
+                part.to(device)
+        return self

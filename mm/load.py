@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -14,38 +14,52 @@ from mm.checkpoint import fingerprint, load_into, load_tensors, read_json
 from mm.connectors.projections import MLP, Linear
 from mm.decoders.causal import CausalDecoder
 from mm.encoders.base import EncoderSpec
-from mm.encoders.text import TextRules
+from mm.encoders.build import Dtype, load_encoder
 from mm.encoders.timm_clip import TimmClipEncoder
 from mm.errors import CheckpointError, nearest
 from mm.heads.clipseg_style import ClipSegStyleConfig, ClipSegStyleHead
 from mm.heads.owl import OwlConfig, OwlHead
+from mm.hub import Located, locate
 from mm.joined import Joined, Speaker
 from mm.world import World
-from mm.zoo import find
 
 CONNECTORS = {"linear": Linear, "mlp": MLP}
 
-_loaded: dict[Path, Joined] = {}
-_locks: dict[Path, threading.Lock] = {}
+_Key = tuple[Path, str, str]
+_loaded: dict[_Key, Joined] = {}
+_locks: dict[_Key, threading.Lock] = {}
 _guard = threading.Lock()
 
 
-def load(name: str = "tiny") -> Joined:
+def load(name: str = "tiny", *, dtype: Dtype = "float32", device: str = "cpu") -> Joined:
     """The model of this name or folder, loaded once a process; threads that ask at once wait for the one load.
+
+    name: `tiny`, a known name, `hf:org/name@revision`, `open_clip:…`, `timm:…`, or a folder (`mm.hub`).
+    dtype: of encoders in memory, whatever their files hold; `auto` follows the file. The embedded default is float32.
 
     Raises:
         CheckpointError: no such model, or its files are damaged or do not fit together.
     """
-    folder = find(name).resolve()
+    found = locate(name)
+    key = (found.folder.resolve(), dtype, device)
     with _guard:
-        lock = _locks.setdefault(folder, threading.Lock())
+        lock = _locks.setdefault(key, threading.Lock())
     with lock:
-        if folder not in _loaded:
-            _loaded[folder] = _load(name, folder)
-        return _loaded[folder]
+        if key not in _loaded:
+            _loaded[key] = _load(name, found, dtype).to(device)
+        return _loaded[key]
 
 
-def _load(name: str, folder: Path) -> Joined:
+def _load(name: str, found: Located, dtype: Dtype) -> Joined:
+    """A joined folder of ours, or an encoder alone."""
+    folder = found.folder
+    if (folder / "joined.safetensors").is_file():
+        return _load_joined(name, folder)
+    loaded = load_encoder(folder, dtype=dtype, revision=found.revision)
+    return Joined(name, loaded.revision, loaded.sha256, loaded.licence, loaded.encoder, None, None, None, None)
+
+
+def _load_joined(name: str, folder: Path) -> Joined:
     config = read_json(folder / "config.json")
     joined = load_tensors(folder / "joined.safetensors")
     with torch.random.fork_rng(devices=[]):  # building a module draws numbers; the caller's stream is not ours
@@ -90,7 +104,16 @@ def _build(kind: type, values: Any, where: str) -> Any:
             f"config.json, {where}: missing {sorted(names - got)}, unknown {sorted(got - names)}."
             + nearest(unknown, names)
         )
-    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    types = get_type_hints(kind)
+    return kind(**{k: _value(types[k], v, f"{where}.{k}") for k, v in values.items()})
+
+
+def _value(wanted: Any, value: Any, where: str) -> Any:
+    """Lists become tuples, objects the dataclass that the field is annotated with."""
+    if isinstance(value, list):
+        return tuple(value)
+    inner = [t for t in (wanted, *get_args(wanted)) if dataclasses.is_dataclass(t)]
+    return _build(inner[0], value, where) if isinstance(value, dict) and inner else value  # type: ignore[arg-type]
 
 
 def _encoder(folder: Path, config: dict[str, Any], joined: dict[str, Tensor]) -> TimmClipEncoder:
@@ -103,7 +126,7 @@ def _encoder(folder: Path, config: dict[str, Any], joined: dict[str, Tensor]) ->
     text = CLIPTextModelWithProjection(CLIPTextConfig.from_pretrained(folder / "text", local_files_only=True))
     load_into(text, _floats(load_tensors(folder / "text" / "model.safetensors")), "text/model.safetensors")
     tokenizer = AutoTokenizer.from_pretrained(folder / "text", local_files_only=True)
-    encoder = TimmClipEncoder(vision, text, TextRules(tokenizer, spec.text_length, spec.lower_case), spec)
+    encoder = TimmClipEncoder(vision, text, tokenizer, spec)
     encoder.logit_scale.data.copy_(_take(joined, "encoder")["logit_scale"])
     return encoder.eval().requires_grad_(False)
 

@@ -51,7 +51,7 @@ def _detect(joined: Joined, encoded: Encoded, asked: Labels, threshold: float, n
     texts, cut = joined.texts.embed(joined.encoder, list(asked.unique))
     scores, places, boxes = detector.best(encoded.features, texts)
     keep = scores[0] >= threshold
-    input_h, input_w = joined.spec.input_hw
+    input_h, input_w = encoded.geometry.input_hw
     pixels = boxes[0][keep].numpy() * np.array([input_w, input_h, input_w, input_h], np.float32)
     spelt = {place: label for label, place in reversed(list(zip(asked.given, asked.index, strict=True)))}
     found = Detections(

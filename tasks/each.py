@@ -96,16 +96,11 @@ def source(joined: Joined, encoded: Encoded, warnings: Sequence[str] = ()) -> So
 
 def provenance(joined: Joined, warnings: tuple[str, ...]) -> Source:
     """Weights, preprocessing, kernel, versions and licence of a model."""
-    spec = joined.spec
-    prepared = {
-        "policy": spec.policy, "input_hw": list(spec.input_hw), "resample": spec.resample,
-        "mean": list(spec.mean), "std": list(spec.std),
-    }  # fmt: skip
     return Source(
         model=joined.name,
         revision=joined.revision,
         sha256=joined.sha256,
-        preprocessing=prepared,
+        preprocessing=joined.spec.preprocessing.to_dict(),
         kernel="sdpa",
         dtype="float32",
         device="cpu",

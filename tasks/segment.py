@@ -55,7 +55,7 @@ def _segment(joined: Joined, encoded: Encoded, asked: Labels, threshold: float) 
         part = texts[start : start + _TEXTS_AT_ONCE]
         logits = segmenter(encoded.features, part, torch.zeros(len(part), dtype=torch.long))
         # Logits are smooth across an edge where probabilities are not: enlarge first, squash after.
-        full = F.interpolate(logits[:, None], size=joined.spec.input_hw, mode="bicubic", align_corners=False)
+        full = F.interpolate(logits[:, None], size=encoded.geometry.input_hw, mode="bicubic", align_corners=False)
         parts.append(full[:, 0].sigmoid())
     scores = encoded.geometry.masks_to_original(torch.cat(parts).numpy())[list(asked.index)]
     return Segmentation(

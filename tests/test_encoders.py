@@ -25,7 +25,7 @@ def encoder():
 def test_features_have_the_shapes_of_the_contract(encoder) -> None:
     assert isinstance(encoder, Encoder)
     spec = encoder.spec
-    out = encoder.encode_image(torch.randn(3, 3, *spec.input_hw), spec.layers)
+    out = encoder.encode_image(torch.randn(3, 3, *spec.preprocessing.input_hw), spec.layers)
     assert out.grid == (8, 8)
     assert out.tokens.shape == (3, 64, spec.width)
     assert out.prefix.shape == (3, 0, spec.width)

@@ -83,7 +83,7 @@ def test_threads_that_ask_at_once_share_one_load(copy: Path) -> None:
     for thread in threads:
         thread.join()
     assert len(found) == 8 and len(set(map(id, found))) == 1
-    assert copy.resolve() in _loaded
+    assert (copy.resolve(), "float32", "cpu") in _loaded
 
 
 def test_an_unknown_or_missing_setting_is_named(copy: Path) -> None:

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from mm.decoders.causal import CausalDecoder
-from mm.encoders.text import TextRules
+from mm.encoders.text import fast_rules
 from mm.recipes import fit
 from mm.recipes.batches import GRID, LABEL_GROUPS, TRAIN_SEED, Batch, Batches, make_batch
 from mm.recipes.fit import Checkpoint, cosine, fit_stage
 from mm.recipes.losses import generalised_iou, quality_focal
+from mm.recipes.tiny_parts import TEXT
 from mm.recipes.tokenizer import train_tokenizer
 from mm.scenes import caption_of, mentions, questions_of, render_scene
 from mm.scenes.vocabulary import COLOURS, KINDS, PAIR_LABELS, SEEN_PAIRS, is_held_out
@@ -175,7 +176,7 @@ def test_user_text_never_becomes_special(tokenizer: Any, text: str):
     assert begin == tokenizer.bos_token_id and newline == decoder.newline
     assert not special & set(asked) and newline not in asked
     assert tokenizer.decode(asked) == text.lower()
-    ids, mask, cut = TextRules(tokenizer, 64, True)([text])
+    ids, mask, cut = fast_rules(tokenizer, TEXT)([text])
     assert mask.all() and cut == (False,) and not special & set(ids[0, 1:-1].tolist())
 
 

@@ -7,12 +7,12 @@ E the joint embedding's width.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
-from mm.geometry import Policy, Resample
+from torch import Tensor
 
-if TYPE_CHECKING:
-    from torch import Tensor
+from mm.encoders.preprocess import Preprocessing
+from mm.encoders.text import TextRules, TextSpec
 
 Grid = tuple[int, int]
 
@@ -58,35 +58,39 @@ class TextFeatures:
 class EncoderSpec:
     """What a checkpoint decides about its own inputs; nothing here has a default on purpose.
 
-    input_hw: pixels. policy: how a picture becomes that size (`mm.geometry`). mean, std: of pixels in 0..1.
-    rule: how similarity becomes a score, `softmax` (temperature) or `sigmoid` (temperature and bias).
+    text: None where the tower has no text tower. rule: how similarity becomes a score, `softmax` (temperature) or
+    `sigmoid` (temperature and bias); None without a text tower. width: D of `tokens`. tokens: which of the tower's
+    features they are, in words. embedding: E of `pooled`.
     layers: the earlier maps that the heads of this encoder read.
     """
 
-    input_hw: tuple[int, int]
-    policy: Policy
-    resample: Resample
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    text_length: int
-    lower_case: bool
-    rule: str
+    preprocessing: Preprocessing
+    text: TextSpec | None
+    rule: Literal["softmax", "sigmoid"] | None
     width: int
+    tokens: str
     embedding: int
     layers: tuple[int, ...]
 
 
 @runtime_checkable
 class Encoder(Protocol):
-    """A pair of towers and all that goes with their checkpoint."""
+    """An image tower, mostly with a text tower, and all that goes with their checkpoint.
+
+    Layers mean the same in every library: `layers=(i,)` is what block i gives out, counted from 0, or from the end
+    with -1, before any last norm; a tower of stages counts its stages. `tokens` are after the tower's last norm.
+    """
 
     spec: EncoderSpec
+    rules: TextRules | None
 
     def encode_image(self, pixels: Tensor, layers: tuple[int, ...] = ()) -> ImageFeatures:
-        """pixels: float32[B, 3, S, S], as `spec` prepares them."""
+        """pixels: float[B, 3, H, W], as `spec.preprocessing` prepares them."""
         ...
 
-    def encode_text(self, texts: list[str]) -> TextFeatures: ...
+    def encode_text(self, texts: list[str]) -> TextFeatures:
+        """Raises InputError where the encoder has no text tower."""
+        ...
 
     def similarity(self, image: Tensor, text: Tensor) -> Tensor:
         """image float[B, E], text float[K, E] -> probability or score, float[B, K], by the checkpoint's own rule."""

@@ -2,41 +2,93 @@
 
 from __future__ import annotations
 
+import re
+import string
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
-if TYPE_CHECKING:
-    from torch import Tensor
+Canonical = Literal["as is", "lower", "letters"]
 
-_LETTERS_PER_TOKEN = 16  # no text tower reads more of a word than this, so the rest never reaches the tokenizer
+_LETTERS_PER_TOKEN = 16  # tokens are shorter than this as a rule; where they are not, more is read
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+@dataclass(frozen=True)
+class TextSpec:
+    """What a checkpoint decides about its texts; nothing here has a default on purpose.
+
+    length: tokens, the marks at the ends included. canonical: see `canonical_form`. fill: every text is padded to
+    `length`, because the tower pools the last place (SigLIP); otherwise to the longest of a batch.
+    begin, end: ids around every text. pad: the id behind the end.
+    """
+
+    length: int
+    canonical: Canonical
+    fill: bool
+    begin: tuple[int, ...]
+    end: tuple[int, ...]
+    pad: int
+
+
+def canonical_form(text: str, form: Canonical) -> str:
+    """The text as the tower saw texts in training.
+
+    `lower`: lower case. `letters`: also without ASCII punctuation, an underscore as a space and runs of white space
+    as one space, which is how SigLIP and SigLIP 2 were trained (Zhai et al. 2023; big_vision's evaluators).
+    """
+    if form == "as is":
+        return text
+    if form == "lower":
+        return text.lower()
+    plain = text.replace("_", " ").translate(_PUNCTUATION).lower()
+    return re.sub(r"\s+", " ", plain).strip()
 
 
 @dataclass(frozen=True)
 class TextRules:
-    """tokenizer: a fast tokenizer of transformers. length: tokens, the two marks at the ends included."""
+    """tokenizer: whatever the checkpoint came with. plain_ids: one text in, its ids without any mark out; user text
+    never becomes a special token there."""
 
     tokenizer: Any
-    length: int
-    lower_case: bool
+    spec: TextSpec
+    plain_ids: Callable[[str], list[int]]
 
     def __call__(self, texts: list[str]) -> tuple[Tensor, Tensor, tuple[bool, ...]]:
-        """ids int64[K, L], mask bool[K, L], and which texts were cut. L is the longest of them, not `length`."""
-        bos, eos, pad = (getattr(self.tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad"))
-        room = self.length - 2
+        """ids int64[K, L], mask bool[K, L] (the marks are real tokens), and which texts were cut."""
+        spec = self.spec
+        room = spec.length - len(spec.begin) - len(spec.end)
         rows, cut = [], []
         for text in texts:
-            short = text[: self.length * _LETTERS_PER_TOKEN]
-            ids = self._plain_ids(short.lower() if self.lower_case else short)
-            cut.append(len(ids) > room or len(short) < len(text))
-            rows.append([bos, *ids[:room], eos])
-        width = max(map(len, rows), default=2)
-        ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows], dtype=torch.long).reshape(-1, width)
+            ids = self._enough_ids(text, room + 1)
+            cut.append(len(ids) > room)
+            rows.append([*spec.begin, *ids[:room], *spec.end])
+        width = spec.length if spec.fill else max(map(len, rows), default=len(spec.begin) + len(spec.end))
+        ids = torch.tensor([row + [spec.pad] * (width - len(row)) for row in rows], dtype=torch.long)
         lengths = torch.tensor([len(row) for row in rows]).reshape(-1, 1)
-        return ids, torch.arange(width)[None] < lengths, tuple(cut)
+        return ids.reshape(-1, width), torch.arange(width)[None] < lengths, tuple(cut)
 
-    def _plain_ids(self, text: str) -> list[int]:
-        """User text never becomes a special token: their spellings are read as ordinary letters."""
-        clean = text.encode("utf-8", "replace").decode("utf-8")
-        return self.tokenizer(clean, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    def _enough_ids(self, text: str, enough: int) -> list[int]:
+        """The ids of the text's beginning, at least `enough` or all: byte-pair encoding of a long word is slow."""
+        letters = enough * _LETTERS_PER_TOKEN
+        while True:
+            clean = self.canonical(text[:letters]).encode("utf-8", "replace").decode("utf-8")
+            ids = self.plain_ids(clean)
+            if len(ids) >= enough or letters >= len(text):
+                return ids
+            letters *= 2
+
+    def canonical(self, text: str) -> str:
+        return canonical_form(text, self.spec.canonical)
+
+
+def fast_rules(tokenizer: Any, spec: TextSpec) -> TextRules:
+    """Rules over a fast tokenizer of transformers, which reads the spellings of special tokens as letters here."""
+
+    def plain_ids(text: str) -> list[int]:
+        return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+
+    return TextRules(tokenizer, spec, plain_ids)

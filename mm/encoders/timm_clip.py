@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mm.encoders.base import EncoderSpec, ImageFeatures, TextFeatures
-from mm.encoders.text import TextRules
+from mm.encoders.text import TextRules, fast_rules
 
 
 class TimmClipEncoder(nn.Module):
@@ -22,9 +22,11 @@ class TimmClipEncoder(nn.Module):
     vision: Any
     text: Any
 
-    def __init__(self, vision: nn.Module, text: nn.Module, rules: TextRules, spec: EncoderSpec) -> None:
+    def __init__(self, vision: nn.Module, text: nn.Module, tokenizer: Any, spec: EncoderSpec) -> None:
         super().__init__()
-        self.vision, self.text, self.rules, self.spec = vision, text, rules, spec
+        assert spec.text is not None
+        self.vision, self.text, self.spec = vision, text, spec
+        self.rules: TextRules = fast_rules(tokenizer, spec.text)
         self.logit_scale = nn.Parameter(torch.tensor(2.6593))
 
     def encode_image(self, pixels: Tensor, layers: tuple[int, ...] = ()) -> ImageFeatures:

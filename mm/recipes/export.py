@@ -19,6 +19,7 @@ from mm.recipes.tiny_parts import (
     DECODER_WIDTH,
     DETECT,
     EMBEDDING,
+    PIXELS,
     SEGMENT,
     SPEC,
     VISION_ARCHITECTURE,
@@ -89,9 +90,10 @@ def _vision(vision: nn.Module, folder: Path) -> None:
         "num_features": WIDTH,
         "model_args": VISION_ARGS,
         "pretrained_cfg": {
-            "tag": "mm_tiny", "custom_load": False, "input_size": [3, *SPEC.input_hw], "fixed_input_size": True,
-            "interpolation": SPEC.resample, "crop_pct": 1.0, "crop_mode": "squash", "mean": SPEC.mean, "std": SPEC.std,
-            "num_classes": EMBEDDING, "pool_size": [8, 8], "first_conv": "stem.conv1", "classifier": "head.fc",
+            "tag": "mm_tiny", "custom_load": False, "input_size": [3, *PIXELS.input_hw], "fixed_input_size": True,
+            "interpolation": PIXELS.resample, "crop_pct": 1.0, "crop_mode": "squash",
+            "mean": PIXELS.mean, "std": PIXELS.std, "num_classes": EMBEDDING,
+            "pool_size": [8, 8], "first_conv": "stem.conv1", "classifier": "head.fc",
         },
     })  # fmt: skip
 
@@ -101,9 +103,9 @@ def _text(training: HeadsTraining, folder: Path) -> None:
     text.config.save_pretrained(folder)
     training.encoder.rules.tokenizer.save_pretrained(folder)
     _save(text.state_dict(), folder / "model.safetensors")
-    mean, std = list(SPEC.mean), list(SPEC.std)
+    mean, std = list(PIXELS.mean), list(PIXELS.std)
     _write_json(folder.parent / "preprocessor_config.json", {
-        "do_resize": True, "size": {"height": SPEC.input_hw[0], "width": SPEC.input_hw[1]}, "resample": 2,
+        "do_resize": True, "size": {"height": PIXELS.input_hw[0], "width": PIXELS.input_hw[1]}, "resample": 2,
         "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": mean, "image_std": std,
     })  # fmt: skip
 
@@ -130,7 +132,7 @@ def _world(encoder: Any) -> tuple[dict[str, Tensor], float]:
 def _described(encoder: Any, seeds: range) -> Tensor:
     sizes = ((128, 128), (160, 112), (112, 160))
     scenes = [
-        render_scene(_WORLD_SEED + s, sizes[s % 3]).pil().resize(SPEC.input_hw, Image.Resampling.BILINEAR)
+        render_scene(_WORLD_SEED + s, sizes[s % 3]).pil().resize(PIXELS.input_hw, Image.Resampling.BILINEAR)
         for s in seeds
     ]
     pixels = torch.stack([torch.from_numpy(np.array(scene)).permute(2, 0, 1) for scene in scenes])

@@ -40,15 +40,16 @@ def detection_loss(out: OwlOutput, batch: Batch) -> dict[str, Tensor]:
     count = float(len(batch.owner))
     target = torch.zeros_like(out.logits)
     target[owner, cell] = batch.match[thing].float() * weight[:, None]
-    objectness = torch.zeros_like(out.objectness)
-    objectness[owner, cell] = weight
     boxes, truth = out.boxes_cxcywh[owner, cell], batch.boxes[thing].float()
     scale = (truth[:, 2:].clamp(min=0.05)).repeat(1, 2)  # a pixel matters more on a small thing
     l1 = ((boxes - truth).abs() / scale).mean(1)
+    overlap = generalised_iou(boxes, truth)
+    objectness = torch.zeros_like(out.objectness)
+    objectness[owner, cell] = overlap.detach().clamp(0.1, 1.0)  # so that of two boxes the better one wins
     return {
         "class": quality_focal(out.logits, target) / count,
         "object": quality_focal(out.objectness, objectness) / count,
-        "box": (weight * (l1 + 2 * (1 - generalised_iou(boxes, truth)))).sum() / weight.sum(),
+        "box": (weight * (l1 + 2 * (1 - overlap))).sum() / weight.sum(),
     }
 
 

@@ -1,8 +1,8 @@
 """The recipe of the embedded default: `python -m mm.recipes.tiny --work FOLDER`, or `make weights`.
 
 Three stages; the first two go on after a kill from their last checkpoint in FOLDER.
-`pair` trains the two towers by image-text terms and region-text terms (boxes and masks by label).
-`heads` freezes them and trains detection head, segmentation head, connector and decoder.
+`pair` trains the two towers by image-text terms, region-text terms (boxes and masks by label) and captioning.
+`heads` freezes them and trains detection head, segmentation head, connector and decoder on.
 `export` writes the folder that the library loads, measures the drawn world's spread, and needs no training.
 """
 
@@ -35,22 +35,26 @@ from mm.zoo import EMBEDDED
 _PAIR_WEIGHTS = {
     "class": 0.15,
     "object": 0.5,
+    "box": 2.0,
     "attribute": 1.5,
     "region": 0.7,
     "contrast": 0.3,
     "present": 0.5,
 }
 _CAPTIONS = 12  # pictures of a batch that are also told from each other by their whole caption
-_HEADS_EVERY = 5  # in stage `heads`: boxes and masks are trained already, the decoder starts from nothing
+_HEADS_EVERY = 5  # in stage `heads`: boxes and masks are trained already, the decoder needs most
 
 
 class PairTraining(nn.Module):
-    """The two towers, with the detection and segmentation heads as their region-text terms."""
+    """The two towers; the heads are their region-text terms, the decoder their captioning term."""
 
     def __init__(self) -> None:
         super().__init__()
         self.encoder, self.heads = build_encoder(), build_heads()
-        self.encoder.text.set_attn_implementation("eager")  # twice as fast backwards on rows of a dozen tokens
+        self.speaker = build_decoder(self.encoder.rules.tokenizer)
+        decoder: Any = self.speaker["decoder"]
+        for model in (self.encoder.text, decoder):
+            model.set_attn_implementation("eager")  # twice as fast backwards on a CPU, at these lengths
         self.attributes = nn.Linear(SPEC.width, sum(ATTRIBUTE_SIZES))  # of use to this stage alone
 
     def start_from(self, joined: Joined) -> None:
@@ -62,6 +66,9 @@ class PairTraining(nn.Module):
         ):
             assert isinstance(theirs, nn.Module)
             mine.load_state_dict(theirs.state_dict())
+        assert joined.speaker is not None
+        self.speaker["connector"].load_state_dict(joined.speaker.connector.state_dict())
+        self.speaker["decoder"].load_state_dict(joined.speaker.decoder.lm.state_dict())
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         with autocast(batch.pixels.device):
@@ -72,6 +79,8 @@ class PairTraining(nn.Module):
             boxes = self.heads["detect"](image, text)
             masks = self.heads["segment"](image, text[batch.ask_label], batch.ask_owner)
             attributes = self.attributes(image.tokens)
+            told = batch.dialogues[batch.step % 2 :: 2]  # counts reach the towers by no other term
+            spoken = dialogue_loss(self.speaker, self.encoder.rules.tokenizer, image, told)
         scale = self.encoder.logit_scale
         terms = {
             **detection_loss(boxes, batch),
@@ -80,6 +89,7 @@ class PairTraining(nn.Module):
             "mask": mask_loss(masks, batch.ask_mask),
             "contrast": contrastive_loss(image.pooled, captions, batch.captions[:_CAPTIONS], scale),
             "present": present_loss(image.pooled, text, batch, scale),
+            "words": spoken,
         }
         return {name: _PAIR_WEIGHTS.get(name, 1.0) * term for name, term in terms.items()}
 
@@ -89,16 +99,7 @@ class HeadsTraining(nn.Module):
 
     def __init__(self, pair: PairTraining) -> None:
         super().__init__()
-        self.encoder, self.heads = pair.encoder.requires_grad_(False), pair.heads
-        self.speaker = build_decoder(self.encoder.rules.tokenizer)
-        decoder: Any = self.speaker["decoder"]
-        decoder.set_attn_implementation("eager")  # faster backwards on a CPU, at these lengths
-
-    def start_from(self, joined: Joined) -> None:
-        """Takes connector and decoder of an exported model; the rest came with the towers."""
-        assert joined.speaker is not None
-        self.speaker["connector"].load_state_dict(joined.speaker.connector.state_dict())
-        self.speaker["decoder"].load_state_dict(joined.speaker.decoder.lm.state_dict())
+        self.encoder, self.heads, self.speaker = pair.encoder.requires_grad_(False), pair.heads, pair.speaker
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         self.encoder.eval()
@@ -113,8 +114,7 @@ class HeadsTraining(nn.Module):
                 boxes = self.heads["detect"](image, text)
                 masks = self.heads["segment"](image, text[batch.ask_label], batch.ask_owner)
                 terms = {**detection_loss(boxes, batch), "mask": mask_loss(masks, batch.ask_mask)}
-            tokens, _ = self.speaker["connector"](image.tokens, image.grid)
-            spoken = dialogue_loss(self.speaker["decoder"], self.encoder.rules.tokenizer, tokens, batch.dialogues)
+            spoken = dialogue_loss(self.speaker, self.encoder.rules.tokenizer, image, batch.dialogues)
         return {**terms, "words": spoken}
 
 
@@ -133,8 +133,6 @@ def train(
         pair.start_from(start)
     fit_stage("pair", folder, pair, pair.losses, steps=pair_steps, batch=batch, peak=1.0e-3)
     heads = HeadsTraining(pair).to(device).train()
-    if start:
-        heads.start_from(start)
     fit_stage("heads", folder, heads, heads.losses, steps=heads_steps, batch=batch, peak=1.5e-3, shift=10**7)
     return heads
 

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from mm.connectors.projections import MLP
-from mm.encoders.base import EncoderSpec
-from mm.encoders.text import TextRules
+from mm.encoders.base import EncoderSpec, ImageFeatures
+from mm.encoders.preprocess import squashed
+from mm.encoders.text import TextSpec
 from mm.encoders.timm_clip import TimmClipEncoder
 from mm.heads.clipseg_style import ClipSegStyleConfig, ClipSegStyleHead
 from mm.heads.owl import OwlConfig, OwlHead
@@ -22,9 +23,11 @@ VISION_ARGS: dict[str, Any] = {
     "block_type": ("C", "C", ("C", "T", "T", "T", "T")), "stem_width": (24, 48),
     "conv_expand_ratio": 1, "conv_expand_output": True, "conv_group_size": 0,
 }  # fmt: skip
+PIXELS = squashed(128, "bilinear", mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+TEXT = TextSpec(length=64, canonical="lower", fill=False, begin=(1,), end=(3,), pad=0)
 SPEC = EncoderSpec(
-    input_hw=(128, 128), policy="squash", resample="bilinear", mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25),
-    text_length=64, lower_case=True, rule="softmax", width=WIDTH, embedding=EMBEDDING, layers=(0, 1, 2),
+    preprocessing=PIXELS, text=TEXT, rule="softmax", width=WIDTH, tokens="the last stage",
+    embedding=EMBEDDING, layers=(0, 1, 2),
 )  # fmt: skip
 DETECT = OwlConfig(width=WIDTH, embedding=EMBEDDING)
 SEGMENT = ClipSegStyleConfig(
@@ -41,10 +44,10 @@ def build_encoder() -> TimmClipEncoder:
     tokenizer: Any = train_tokenizer()
     text = CLIPTextModelWithProjection(CLIPTextConfig(
         vocab_size=len(tokenizer), hidden_size=128, intermediate_size=512, num_hidden_layers=3, num_attention_heads=4,
-        projection_dim=EMBEDDING, max_position_embeddings=SPEC.text_length, hidden_act="gelu",
+        projection_dim=EMBEDDING, max_position_embeddings=TEXT.length, hidden_act="gelu",
         pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
     ))  # fmt: skip
-    return TimmClipEncoder(vision, text, TextRules(tokenizer, SPEC.text_length, SPEC.lower_case), SPEC)
+    return TimmClipEncoder(vision, text, tokenizer, SPEC)
 
 
 def build_heads() -> nn.ModuleDict:
@@ -67,18 +70,20 @@ def build_decoder(tokenizer: Any) -> nn.ModuleDict:
 
 def prepare(pixels: torch.Tensor) -> torch.Tensor:
     """uint8[B, 3, S, S] -> float32, normalised as `SPEC` says."""
-    mean, std = (torch.tensor(v, device=pixels.device)[:, None, None] for v in (SPEC.mean, SPEC.std))
+    mean, std = (torch.tensor(v, device=pixels.device)[:, None, None] for v in (PIXELS.mean, PIXELS.std))
     return (pixels.float() / 255 - mean) / std
 
 
 def dialogue_loss(
-    lm: Any, tokenizer: Any, pictures: torch.Tensor, dialogues: list[tuple[int, str, str]]
+    speaker: Any, tokenizer: Any, image: ImageFeatures, dialogues: list[tuple[int, str, str]]
 ) -> torch.Tensor:
     """Mean cross-entropy of the answers' tokens.
 
-    pictures: float[B, M, D], connected tokens; each dialogue is (picture, prompt, answer). A row reads
+    speaker: `connector` and `decoder`; each dialogue is (picture, prompt, answer). A row reads
     `picture <s> prompt newline answer </s>`, the order in which `mm.generate` feeds them.
     """
+    lm = speaker["decoder"]
+    pictures, _ = speaker["connector"](image.tokens, image.grid)
     newline = tokenizer.convert_tokens_to_ids("<0x0A>")
     rows, starts = [], []
     for _, prompt, answer in dialogues:
