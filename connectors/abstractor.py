@@ -18,7 +18,7 @@ def stage(depth: int, d_in: int, d_out: int) -> nn.Module:
 
 
 class CAbstractor(Connector):
-    """The C-Abstractor of Honeybee (Cha et al. 2024, arXiv 2312.06742, section 3.3); the choice of MM1.
+    """The C-Abstractor of Honeybee (Cha et al. 2024, arXiv 2312.06742); the choice of MM1.
 
     RegNet blocks, adaptive average pooling, RegNet blocks, and an MLP with SiLU as readout.
     out: the grid to pool to, or the most tokens to give in the proportions of the grid that comes in (the paper:
@@ -42,7 +42,7 @@ class CAbstractor(Connector):
         end_tokens: int = 0,
         prenorm: bool = False,
     ) -> None:
-        super().__init__(d_in, d_out)
+        super().__init__(d_in, d_out, out=out, width=width, depth=depth, readout_depth=readout_depth)
         self.grid, self.out = grid, out
         self.prenorm = nn.LayerNorm(d_in) if prenorm else None
         self.positions = _learned(grid[0] * grid[1], d_in) if grid else None

@@ -18,8 +18,12 @@ Grid = tuple[int, int]
 class Connector(nn.Module, ABC):
     """A subclass says what grid comes out and how tokens become tokens; the checks are here."""
 
-    def __init__(self, d_in: int, d_out: int) -> None:
+    def __init__(self, d_in: int, d_out: int, **sizes: int | Grid) -> None:
+        """sizes: the subclass's own settings that must be at least 1, checked here with the two widths."""
         super().__init__()
+        for name, value in {"d_in": d_in, "d_out": d_out, **sizes}.items():
+            if min(value if isinstance(value, tuple) else (value,)) < 1:
+                raise ValueError(f"{type(self).__name__}: expected {name} of at least 1, got {value}")
         self.d_in, self.d_out = d_in, d_out
 
     def out_grid(self, grid: Grid) -> Grid:
@@ -43,8 +47,8 @@ class Connector(nn.Module, ABC):
         h, w = grid
         if tokens.ndim != 3 or tokens.shape[1:] != (h * w, self.d_in):
             raise ValueError(
-                f"{type(self).__name__}: expected tokens of shape [batch, {h * w}, {self.d_in}] for a grid of {h} x {w}, "
-                f"got {list(tokens.shape)}"
+                f"{type(self).__name__}: expected tokens of shape [batch, {h * w}, {self.d_in}] "
+                f"for a grid of {h} x {w}, got {list(tokens.shape)}"
             )
         out = self.out_grid(grid)
         return self.connect(tokens, grid), out

@@ -4,7 +4,7 @@ Each takes the tensors of a checkpoint, of the connector alone or of the whole m
 our keys, ready for a strict `load_state_dict`. Keys of other parts are left alone; within the connector every key is
 accounted for, and a missing or unknown one raises `ValueError`.
 
-In a table, `*` stands for `weight` and for `bias`; `{i}` for every number from the lowest to the highest that occurs;
+In a table, `*` stands for `weight` and for `bias`; `{i}` for every layer up to the highest number that occurs;
 `{some}` for the numbers that occur, where only some layers have the part.
 """
 
@@ -24,7 +24,8 @@ class Layout:
     """One published spelling.
 
     prefixes: where the connector lies in a checkpoint, one of these. parts: what its keys begin with after the prefix,
-    for connectors that share the prefix with other parts. optional: entries that some checkpoints lack.
+    for connectors that share the prefix with other parts. optional: entries that some checkpoints lack. first: the
+    number of the first layer.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Layout:
     table: Mapping[str, str]
     optional: Mapping[str, str] = field(default_factory=dict)
     parts: tuple[str, ...] = ("",)
+    first: int = 0
 
 
 _PROJECTOR = ("mm_projector.", "model.mm_projector.")
@@ -151,6 +153,7 @@ HONEYBEE = Layout(
         "eos_tokens": "ends",
         "prenorm.*": "prenorm.*",
     },
+    first=1,
 )
 _MOBILE_BLOCK = {"0.0.weight": "depthwise.weight", "0.1.*": "norm_1.*", "1.fc1.*": "squeeze.*", "1.fc2.*": "excite.*"}
 _MOBILE_BLOCK |= {"2.0.weight": "pointwise.weight", "2.1.*": "norm_2.*"}
@@ -175,27 +178,122 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def convert(tensors: Mapping[str, Tensor], *layouts: Layout) -> dict[str, Tensor]:
-    """The connector's tensors under our keys, by the one of these layouts whose prefix and spelling are there.
+    """The connector's tensors under our keys, by the one of these layouts whose prefix is there.
 
     Raises:
-        ValueError: no layout's keys, or more than one place with them; a key missing or unknown in that place.
+        ValueError: no layout's prefix, or more than one; a key missing or unknown behind it.
     """
-    found = {(at, prefix): keys for at in layouts for prefix in at.prefixes if (keys := _owned(tensors, at, prefix))}
-    if not found:
+    found = [(at, prefix, keys) for at in layouts for prefix in at.prefixes if (keys := _owned(tensors, at, prefix))]
+    if len(found) != 1:
         places = " or ".join(prefix + part for at in layouts for prefix in at.prefixes for part in at.parts)
-        raise ValueError(f"{layouts[0].name}: expected keys that begin with {places}, got {_some(tensors)}")
-    # Spellings of one model may share a prefix: the one that leaves fewest keys over is meant.
-    if len(places := {prefix for _, prefix in found}) > 1:
-        raise ValueError(f"{layouts[0].name}: expected one connector, got keys under {' and '.join(sorted(places))}")
-    (layout, prefix), keys = next(iter(found.items()))
-    table = _expand(layout.table, keys)
-    extra = _expand(layout.optional, keys)
-    unknown = sorted(set(keys) - set(table) - set(extra))
-    if missing := sorted(set(table) - set(keys)):
-        hint = f" Got the unknown {prefix}{unknown[0]}." if unknown else ""
-        raise ValueError(f"{layout.name}: missing {', '.join(prefix + key for key in missing[:5])}.{hint}")
-    if unknown:
-        hint = nearest(prefix + unknown[0], (prefix + key for key in (*table, *extra)))
-        raise ValueError(f"{layout.name}: unknown {', '.join(prefix + key for key in unknown[:5])}.{hint}")
-    names = extra | table
+        got = ", ".join(prefix + keys[0] for _, prefix, keys in found) or ", ".join(sorted(tensors)[:3]) or "no tensors"
+        raise ValueError(f"{layouts[0].name}: expected one connector with keys that begin with {places}; got {got}")
+    layout, prefix, keys = found[0]
+    needed = _expand(layout.table, keys, layout.first)
+    names = needed | _expand(layout.optional, keys, layout.first)
+    unknown = sorted(set(keys) - names.keys())
+    missing = sorted(needed.keys() - set(keys))
+    if missing or unknown:
+        counts = f"{len(missing)} keys missing, {len(unknown)} unknown"
+        named = "missing " + prefix + missing[0] if missing else "unknown " + prefix + unknown[0]
+        hint = nearest(unknown[0], missing or names) if unknown else ""
+        raise ValueError(f"{layout.name}: {counts}; first {named}.{hint}")
     return {names[key]: tensors[prefix + key] for key in keys}
+
+
+def _owned(tensors: Mapping[str, Tensor], layout: Layout, prefix: str) -> list[str]:
+    """The keys of the connector, without the prefix."""
+    starts = tuple(prefix + part for part in layout.parts)
+    return sorted(key[len(prefix) :] for key in tensors if key.startswith(starts))
+
+
+def _expand(table: Mapping[str, str], keys: list[str], first: int) -> dict[str, str]:
+    """{their key: our key}, with the numbers that occur in `keys`."""
+    patterns = {theirs: _pattern(theirs) for theirs in table}
+    seen: dict[str, set[int]] = {"{i}": set(), "{some}": set()}
+    for theirs, pattern in patterns.items():
+        for mark in (mark for mark in seen if mark in theirs):
+            seen[mark] |= {int(match[1]) for key in keys if (match := pattern.fullmatch(key))}
+    # A number beyond the count of keys cannot belong to layers that are all there.
+    highest = min(max(seen["{i}"], default=first), len(keys))
+    numbers = {"{i}": range(first, highest + 1), "{some}": sorted(seen["{some}"])}
+    expanded = {}
+    for theirs, ours in table.items():
+        mark = next((mark for mark in numbers if mark in theirs), "")
+        for number in numbers.get(mark, ("",)):
+            for leaf in ("weight", "bias") if "*" in theirs else ("",):
+                their_key, our_key = (
+                    name.replace("*", leaf).replace(mark, str(number)) if mark else name.replace("*", leaf)
+                    for name in (theirs, ours)
+                )
+                expanded[their_key] = our_key
+    return expanded
+
+
+def _pattern(template: str) -> re.Pattern[str]:
+    text = re.escape(template).replace(r"\*", "(?:weight|bias)")
+    return re.compile(text.replace(r"\{i\}", "([0-9]{1,6})").replace(r"\{some\}", "([0-9]{1,6})"))
+
+
+def llava_linear(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """LLaVA's single matrix, for `Linear`."""
+    return convert(tensors, LLAVA_LINEAR)
+
+
+def llava(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The projector of LLaVA-1.5 and later, in the spelling of its authors or of transformers, for `MLP`."""
+    return convert(tensors, LLAVA, LLAVA_HF)
+
+
+def idefics(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The resampler of the first Idefics, for `Resampler(activation="relu")` with d_out = d_in."""
+    return convert(tensors, IDEFICS)
+
+
+def open_flamingo(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The resampler of OpenFlamingo, for `Resampler` with d_out = d_in. Keys and values lie there in one matrix."""
+    converted = convert(tensors, OPEN_FLAMINGO)
+    for key in [key for key in converted if key.endswith(".kv.weight")]:
+        k, v = converted.pop(key).chunk(2)
+        converted |= {key.replace(".kv.", ".k."): k, key.replace(".kv.", ".v."): v}
+    return converted
+
+
+def idefics2(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The gated MLP and the resampler of Idefics2, for `PerceiverResampler`."""
+    return convert(tensors, IDEFICS2)
+
+
+def blip2(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Queries, Q-Former and language projection of a BLIP-2 with a decoder, for `QFormer`."""
+    return convert(tensors, BLIP2)
+
+
+def idefics3(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The matrix of Idefics3 and SmolVLM, for `PixelShuffle`."""
+    return convert(tensors, IDEFICS3)
+
+
+def internvl(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The projector of InternVL, in the spelling of its authors or of transformers, for `InternVLProjector`."""
+    return convert(tensors, INTERNVL, INTERNVL_HF)
+
+
+def honeybee(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Honeybee's C-Abstractor, for `CAbstractor`; the first release has one more position, of the class token."""
+    converted = convert(tensors, HONEYBEE)
+    positions = converted.get("positions")
+    # Its grids are square, and no n > 1 has both n and n - 1 square.
+    if positions is not None and isqrt(positions.shape[1] - 1) ** 2 == positions.shape[1] - 1 > 0:
+        converted["positions"] = positions[:, 1:]
+    return converted
+
+
+def mobilevlm(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """MobileVLM's projector, for `LDP`."""
+    return convert(tensors, MOBILEVLM)
+
+
+def mobilevlm_v2(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """MobileVLM V2's projector, for `LDPv2`."""
+    return convert(tensors, MOBILEVLM_V2)

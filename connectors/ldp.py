@@ -46,7 +46,7 @@ def _round_to_8(n: int) -> int:
 
 
 class LDP(Connector):
-    """MobileVLM's projector (Chu et al. 2023, arXiv 2312.16886, section 3.4): MLP, a MobileNet block, one of stride 2.
+    """MobileVLM's projector (Chu et al. 2023, arXiv 2312.16886): MLP, a MobileNet block, one of stride 2.
 
     M = ceil(h / 2) * ceil(w / 2).
     """
@@ -65,7 +65,7 @@ class LDP(Connector):
 
 
 class LDPv2(Connector):
-    """MobileVLM V2's projector (Chu et al. 2024, arXiv 2402.03766, section 3.2): MLP, adaptive average pooling, and a
+    """MobileVLM V2's projector (Chu et al. 2024, arXiv 2402.03766): MLP, adaptive average pooling, and a
     depthwise 3 x 3 convolution added to its input, which tells the tokens where they are.
 
     out: the grid to pool to, or the most tokens to give in the proportions of the grid that comes in (the paper:
@@ -73,7 +73,7 @@ class LDPv2(Connector):
     """
 
     def __init__(self, d_in: int, d_out: int, *, out: Grid | int = 144) -> None:
-        super().__init__(d_in, d_out)
+        super().__init__(d_in, d_out, out=out)
         self.out = out
         self.mlp = MLP(d_in, d_out)
         self.place = nn.Conv2d(d_out, d_out, 3, padding=1, groups=d_out)

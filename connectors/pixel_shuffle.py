@@ -32,10 +32,10 @@ def shuffle(tokens: Tensor, grid: Grid, factor: int) -> Tensor:
 
 
 class PixelShuffle(Connector):
-    """Pixel shuffle and one matrix without bias (Idefics3, Laurençon et al. 2024, section 4.1). M = N / r^2."""
+    """Pixel shuffle and one matrix without bias (Idefics3, Laurençon et al. 2024, arXiv 2408.12637). M = N / r^2."""
 
     def __init__(self, d_in: int, d_out: int, *, factor: int = 2) -> None:
-        super().__init__(d_in, d_out)
+        super().__init__(d_in, d_out, factor=factor)
         self.factor = factor
         self.proj = nn.Linear(factor * factor * d_in, d_out, bias=False)
 
@@ -47,10 +47,13 @@ class PixelShuffle(Connector):
 
 
 class InternVLProjector(Connector):
-    """Pixel shuffle, LayerNorm and a 2-layer GELU MLP (InternVL 1.5, Chen et al. 2024, section 3.1). M = N / r^2."""
+    """Pixel shuffle, LayerNorm and a 2-layer GELU MLP (InternVL 1.5, Chen et al. 2024, arXiv 2404.16821).
+
+    M = N / r^2.
+    """
 
     def __init__(self, d_in: int, d_out: int, *, factor: int = 2) -> None:
-        super().__init__(d_in, d_out)
+        super().__init__(d_in, d_out, factor=factor)
         self.factor = factor
         self.norm = nn.LayerNorm(factor * factor * d_in)
         self.linear_1 = nn.Linear(factor * factor * d_in, d_out)

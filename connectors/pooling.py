@@ -9,14 +9,15 @@ from mm.connectors.base import Connector, Grid, as_map, as_tokens
 
 
 class AveragePool(Connector):
-    """The mean of each window of n x n tokens, then one matrix with bias (MM1, McKinzie et al. 2024, section 3.2).
+    """The mean of each window of n x n tokens, then one matrix with bias (MM1, McKinzie et al. 2024,
+    arXiv 2403.09611, section 3.2).
 
     M = ceil(h / n) * ceil(w / n): where n does not divide a side, the last windows hold fewer tokens and average
     over those.
     """
 
     def __init__(self, d_in: int, d_out: int, *, window: int = 2) -> None:
-        super().__init__(d_in, d_out)
+        super().__init__(d_in, d_out, window=window)
         self.window = window
         self.proj = nn.Linear(d_in, d_out)
 

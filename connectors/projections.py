@@ -22,15 +22,13 @@ class Linear(Connector):
 
 
 class MLP(Connector):
-    """`depth` matrices with a GELU between each two (LLaVA-1.5, Liu et al. 2024, section 3.2: depth 2). M = N.
+    """`depth` matrices with a GELU between each two (LLaVA-1.5, Liu et al. 2024, arXiv 2310.03744: depth 2). M = N.
 
     LLaVA's name for it is `mlp{depth}x_gelu`.
     """
 
     def __init__(self, d_in: int, d_out: int, *, depth: int = 2) -> None:
-        super().__init__(d_in, d_out)
-        if depth < 1:
-            raise ValueError(f"MLP: expected a depth of at least 1, got {depth}")
+        super().__init__(d_in, d_out, depth=depth)
         self.depth = depth
         for i in range(1, depth + 1):
             self.add_module(f"linear_{i}", nn.Linear(d_in if i == 1 else d_out, d_out))
@@ -46,13 +44,13 @@ class MLP(Connector):
 class LinearCompression(Connector):
     """Each output token is a learned linear mix of all input tokens, then a matrix changes the width.
 
-    The mix is the Linear Compression Block of Wukong (Zhang et al. 2024, arXiv 2403.02545, section 3.4), there between
-    embeddings of a recommender: W X with W float[M, N] over the token axis, no bias. N is fixed by `grid`, because
-    the mix knows tokens by their place; M = `out`, any number. The grid that comes out is (1, M).
+    The mix is the Linear Compression Block of Wukong (Zhang et al. 2024, arXiv 2403.02545), there
+    between embeddings of a recommender: W X with W float[M, N] over the token axis, no bias. N is fixed by `grid`,
+    because the mix knows tokens by their place; M = `out`, any number. The grid that comes out is (1, M).
     """
 
     def __init__(self, d_in: int, d_out: int, *, grid: Grid, out: int = 64) -> None:
-        super().__init__(d_in, d_out)
+        super().__init__(d_in, d_out, grid=grid, out=out)
         self.grid, self.out = grid, out
         n = grid[0] * grid[1]
         self.mix = nn.Parameter(torch.empty(out, n).uniform_(-(n**-0.5), n**-0.5))

@@ -55,11 +55,11 @@ class QFormerLayer(nn.Module):
 
 
 class QFormer(Connector):
-    """The Q-Former of BLIP-2 and the matrix after it (Li et al. 2023, arXiv 2301.12597, sections 3.1, 3.3).
+    """The Q-Former of BLIP-2 and the matrix after it (Li et al. 2023, arXiv 2301.12597, sections 3.1 and 3.3).
 
     M = `queries`, whatever the grid: the order of the tokens does not change the answer.
     The published weights were trained on the last hidden state of the image tower *after* its final LayerNorm, with the
-    class token in front, and the reference keeps this part in float32.
+    class token in front: hand those over as a row, grid (1, 1 + N). The reference keeps this part in float32.
     dropout: in training only, on attention weights and on the outputs of attention and feed-forward.
     """
 
@@ -77,8 +77,8 @@ class QFormer(Connector):
         eps: float = 1e-12,
         dropout: float = 0.1,
     ) -> None:
-        super().__init__(d_in, d_out)
-        if width % heads:
+        super().__init__(d_in, d_out, queries=queries, depth=depth, heads=heads, hidden=hidden, cross_every=cross_every)
+        if width < 1 or width % heads:
             raise ValueError(f"QFormer: expected a width divisible by its {heads} heads, got {width}")
         # Random, not the zeros of the reference: queries that start equal have equal gradients and stay equal.
         self.queries = nn.Parameter(0.02 * torch.randn(1, queries, width))

@@ -41,7 +41,7 @@ class FlamingoLayer(nn.Module):
 
 
 class Resampler(Connector):
-    """The Perceiver resampler of Flamingo (Alayrac et al. 2022, section 3.1 and appendix A.1.1). M = `latents`.
+    """The Perceiver resampler of Flamingo (Alayrac et al. 2022, arXiv 2204.14198, appendix A.1.1). M = `latents`.
 
     It works at the tokens' width and ends with a LayerNorm. Flamingo's decoder attends to that directly; for a decoder
     of another width a matrix follows, which published weights lack: with d_out = d_in there is none.
@@ -61,7 +61,7 @@ class Resampler(Connector):
         activation: str = "gelu",
         qk_norm: bool = False,
     ) -> None:
-        super().__init__(d_in, d_out)
+        super().__init__(d_in, d_out, latents=latents, depth=depth, heads=heads, head_dim=head_dim)
         if activation not in ACTIVATIONS:
             raise ValueError(f"Resampler: unknown activation {activation!r}; known: {', '.join(ACTIVATIONS)}")
         self.latents = nn.Parameter(torch.randn(latents, d_in))
@@ -114,7 +114,7 @@ class PerceiverLayer(nn.Module):
 
 
 class PerceiverResampler(Connector):
-    """The resampler of Idefics2 (Laurençon et al. 2024, arXiv 2405.02246, section 3.2). M = `latents`.
+    """The resampler of Idefics2 (Laurençon et al. 2024, arXiv 2405.02246). M = `latents`.
 
     A gated MLP brings the tokens to the decoder's width, then the latents ask at that width.
     hidden: width inside the first MLP; Idefics2 takes its decoder's (14336 for 4096), the default is 4 * d_out.
@@ -134,9 +134,9 @@ class PerceiverResampler(Connector):
         head_dim: int = 96,
         eps: float = 1e-6,
     ) -> None:
-        super().__init__(d_in, d_out)
-        if heads % kv_heads:
-            raise ValueError(f"PerceiverResampler: expected heads divisible by kv_heads, got {heads} and {kv_heads}")
+        super().__init__(d_in, d_out, latents=latents, depth=depth, kv_heads=kv_heads, head_dim=head_dim)
+        if heads < 1 or heads % kv_heads:
+            raise ValueError(f"PerceiverResampler: expected heads in groups of {kv_heads} kv_heads, got {heads}")
         self.widen = GatedMLP(d_in, hidden or 4 * d_out, d_out)
         # Random, not the ones of the reference: latents that start equal have equal gradients and stay equal.
         self.latents = nn.Parameter(torch.randn(latents, d_out))

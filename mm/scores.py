@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
 
+from mm.metrics.detection import DetectionScore
+from mm.metrics.segmentation import mask_iou
+from mm.metrics.truth import BoxTruth
 from mm.scenes.language import Mention, background_of, caption_of, mentions, questions_of
 from mm.scenes.render import Scene
 from mm.scenes.vocabulary import HELD_OUT_PAIRS, PAIR_LABELS, is_held_out
@@ -34,39 +37,23 @@ class DetectScore:
 
     def __init__(self, unseen: bool) -> None:
         self.unseen = unseen
-        self.scenes: list[dict[str, Any]] = []
-        self.truth: list[dict[str, Any]] = []
-        self.found: list[dict[str, Any]] = []
+        self._score = DetectionScore(PAIR_LABELS)
 
     def add(self, scene: Scene, said: Detections) -> None:
-        image = len(self.scenes) + 1
-        self.scenes.append({"id": image, "height": scene.size_hw[0], "width": scene.size_hw[1]})
-        for thing in scene.objects:
-            row = _coco_box(image, thing.label, thing.box_xyxy)
-            area = row["bbox"][2] * row["bbox"][3]
-            self.truth.append(row | {"id": len(self.truth) + 1, "area": area, "iscrowd": 0})
-        for box, score, label in said.top(_MOST_BOXES):
-            self.found.append(_coco_box(image, label, box) | {"score": float(score)})
+        boxes = np.array([thing.box_xyxy for thing in scene.objects])
+        truth = BoxTruth(boxes, tuple(thing.label for thing in scene.objects))
+        self._score.add(said.top(_MOST_BOXES), truth)
 
     def figures(self) -> dict[str, Any]:
-        precision, recall = self._curves()
-        everything = _average(precision, recall, range(len(PAIR_LABELS)))
         labels = {"labels": len(PAIR_LABELS)}
         if not self.unseen:
-            return everything | labels
-        held_out = [i for i, label in enumerate(PAIR_LABELS) if label in _HELD_OUT_LABELS]
-        return _average(precision, recall, held_out) | labels | {"all": everything}
+            return self._of(PAIR_LABELS) | labels
+        return self._of(_HELD_OUT_LABELS) | labels | {"all": self._of(PAIR_LABELS)}
 
-    def _curves(self) -> tuple[np.ndarray, np.ndarray]:
-        """float[10 IoUs, 101 recalls, 240], float[10 IoUs, 240]; -1 for a label that the truth lacks."""
-        from faster_coco_eval import COCO, COCOeval_faster
-
-        categories = [{"id": i + 1, "name": label} for i, label in enumerate(PAIR_LABELS)]
-        truth = COCO({"images": self.scenes, "annotations": self.truth, "categories": categories})
-        coco = COCOeval_faster(truth, truth.loadRes(self.found), iouType="bbox")
-        coco.evaluate()
-        coco.accumulate()
-        return coco.eval["precision"][:, :, :, 0, -1], coco.eval["recall"][:, :, 0, -1]
+    def _of(self, labels: Collection[str]) -> dict[str, float]:
+        """Means over those of `labels` that the truth holds."""
+        figures = self._score.figures(labels)
+        return {name: figures[name] or 0.0 for name in ("AP50", "AP", "AR100")}
 
 
 class SegmentScore:
@@ -82,7 +69,7 @@ class SegmentScore:
         masks = dict(zip(said.labels, said.masks, strict=True))
         for label in labels_of(scene):
             truth = np.any([thing.mask for thing in scene.objects if thing.label == label], axis=0)
-            iou = float((truth & masks[label]).sum() / (truth | masks[label]).sum())
+            iou = mask_iou(masks[label], truth)
             self.ious.append(iou)
             if label in _HELD_OUT_LABELS:
                 self.held_out.append(iou)
@@ -179,22 +166,6 @@ def labels_of(scene: Scene) -> list[str]:
 def asked_of(scene: Scene) -> list[tuple[str, str]]:
     """The questions that a scene is asked, with their answers."""
     return questions_of(scene)[:QUESTIONS_EACH]
-
-
-def _coco_box(image: int, label: str, box_xyxy: np.ndarray) -> dict[str, Any]:
-    x0, y0, x1, y1 = map(float, box_xyxy)
-    return {
-        "image_id": image,
-        "category_id": PAIR_LABELS.index(label) + 1,
-        "bbox": [x0, y0, x1 - x0, y1 - y0],
-    }
-
-
-def _average(precision: np.ndarray, recall: np.ndarray, labels: Sequence[int]) -> dict[str, float]:
-    """Means over those of `labels` that the truth holds."""
-    present = [i for i in labels if recall[0, i] >= 0]
-    figures = {"AP50": precision[0][:, present], "AP": precision[:, :, present], "AR100": recall[:, present]}
-    return {name: float(values.mean()) if present else 0.0 for name, values in figures.items()}
 
 
 def _pairs(things: Counter[Mention]) -> Counter[Pair]:

@@ -88,7 +88,8 @@ def test_threads_that_ask_at_once_share_one_load(copy: Path) -> None:
 
 def test_an_unknown_or_missing_setting_is_named(copy: Path) -> None:
     config = json.loads((copy / "config.json").read_text())
-    config["encoder"]["polizy"] = config["encoder"].pop("policy")
+    pixels = config["encoder"]["preprocessing"]
+    pixels["polizy"] = pixels.pop("policy")
     (copy / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match=r"missing \['policy'\].*polizy.*Did you mean"):
         load(str(copy))

@@ -67,6 +67,7 @@ class BoxRecord:
         self._found: list[np.ndarray] = []  # rows: picture, label, left, top, width, height, score
         self._truth: list[np.ndarray] = []  # rows: picture, label, left, top, width, height, area, crowd
         self._images: list[dict[str, Any]] = []
+        self._curves: Curves | None = None
 
     def add(self, found: Detections, truth: BoxTruth) -> None:
         """Take one picture.
@@ -74,12 +75,13 @@ class BoxRecord:
         Raises:
             InputError: a label is none of those that are scored.
         """
+        self._curves = None
         picture = len(self._images)
-        rows = [self._rows(picture, of.boxes_xyxy, of.labels) for of in (found, truth)]
+        said, true = (self._rows(picture, of.boxes_xyxy, of.labels) for of in (found, truth))
         absent, incomplete = ([place_of(each, self._places) + 1 for each in labels]
                               for labels in (truth.absent, truth.incomplete))  # fmt: skip
-        self._found.append(np.column_stack([rows[0], found.scores]))
-        self._truth.append(np.column_stack([rows[1], truth.areas, truth.crowd]))
+        self._found.append(np.column_stack([said, found.scores]))
+        self._truth.append(np.column_stack([true, truth.areas, truth.crowd]))
         verified = {"neg_category_ids": absent, "not_exhaustive_category_ids": incomplete}
         height, width = found.size_hw
         self._images.append({"id": picture + 1, "height": height, "width": width} | verified)
@@ -90,6 +92,11 @@ class BoxRecord:
         return np.column_stack([np.full(len(boxes), picture), places, boxes[:, :2], boxes[:, 2:] - boxes[:, :2]])
 
     def curves(self) -> Curves:
+        """Of all pictures so far."""
+        self._curves = self._curves or self._computed()
+        return self._curves
+
+    def _computed(self) -> Curves:
         """Labels do not influence each other: they are evaluated a few at a time, each few on the pictures
         that show or were said to show them."""
         count = len(self.labels)
@@ -100,9 +107,9 @@ class BoxRecord:
         step = max(1, _PAIRS_AT_ONCE // max(1, len(self._images)))
         for start in range(0, count, step):
             block = slice(start, start + step)
-            mine = [rows[(rows[:, 1] >= block.start) & (rows[:, 1] < block.stop)] for rows in (found, truth)]
-            if len(mine[1]):  # A label without truth keeps its -1, whatever was found.
-                precision[:, :, block], recall[:, block] = self._evaluated(*mine, block)
+            said, true = (rows[(rows[:, 1] >= start) & (rows[:, 1] < start + step)] for rows in (found, truth))
+            if len(true):  # A label without truth keeps its -1, whatever was found.
+                precision[:, :, block], recall[:, block] = self._evaluated(said, true, block)
         return Curves(precision, recall, self._limits)
 
     def _evaluated(self, found: np.ndarray, truth: np.ndarray, block: slice) -> tuple[np.ndarray, np.ndarray]:

@@ -41,14 +41,13 @@ class DetectionScore:
         """
         record, curves = self._record, self._record.curves()
         known = {label: place for place, label in enumerate(record.labels)}
-        chosen = {label: place_of(label, known) for label in (record.labels if labels is None else labels)}
-        places = list(chosen.values())
+        places = sorted({place_of(label, known) for label in (known if labels is None else labels)})
         figures: dict[str, Any] = {"AP": curves.ap(places)}
         figures |= {f"AP{iou * 100:.0f}": curves.ap(places, iou=iou) for iou in (0.5, 0.75)}
         figures |= {f"AP_{area}": curves.ap(places, area=area) for area in SIZES}
         figures |= {f"AR{limit}": curves.ar(places, limit=limit) for limit in _LIMITS}
         figures |= {f"AR_{area}": curves.ar(places, area=area) for area in SIZES}
-        return figures | {"per_label": {label: curves.ap([place]) for label, place in chosen.items()}}
+        return figures | {"per_label": {record.labels[place]: curves.ap([place]) for place in places}}
 
 
 def detection_figures(dataset: Mapping[str, Any], found: Mapping[int, Detections]) -> dict[str, Any]:

@@ -41,7 +41,7 @@ class LvisScore:
         Raises:
             InputError: a label is none of those that are scored, or `truth` has a crowd, which LVIS has not.
         """
-        if truth.crowd is not None and truth.crowd.any():
+        if truth.crowd.any():
             raise InputError("truth: expected boxes of single things, got a crowd, which LVIS does not have.")
         best = found.top(_LIMIT)
         self._record.add(best[best.areas > 0], truth)  # LVIS's own evaluation leaves boxes without area out, too.

@@ -27,8 +27,8 @@ class BoxTruth:
 
     boxes_xyxy: np.ndarray  # float64[n, 4], left, top, right, bottom in pixels of the upright original
     labels: tuple[str, ...]
-    crowd: np.ndarray | None = None  # bool[n]; None: there is no crowd
-    areas: np.ndarray | None = None  # float64[n], square pixels, what a thing's size goes by; None: of the boxes
+    crowd: Any = None  # bool[n]; without it, there is no crowd
+    areas: Any = None  # float64[n], square pixels, what a thing's size goes by; without them, those of the boxes
     absent: tuple[str, ...] = ()
     incomplete: tuple[str, ...] = ()
 
