@@ -204,7 +204,7 @@ def test_a_long_word_is_cut_before_the_tokenizer() -> None:
     rules = load("tiny").encoder.rules
     ids, mask, cut = rules(["x" * 1_000_000, "car"])
     assert cut == (True, False)
-    assert ids.shape[1] == rules.length and mask[1].sum() == 3
+    assert ids.shape[1] == rules.spec.length and mask[1].sum() == 3
 
 
 def test_the_source_names_weights_preprocessing_and_licence(scenes) -> None:

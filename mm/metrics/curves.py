@@ -78,11 +78,12 @@ class BoxRecord:
         self._curves = None
         picture = len(self._images)
         said, true = (self._rows(picture, of.boxes_xyxy, of.labels) for of in (found, truth))
-        absent, incomplete = ([place_of(each, self._places) + 1 for each in labels]
-                              for labels in (truth.absent, truth.incomplete))  # fmt: skip
+        verified = {
+            key: [place_of(label, self._places) + 1 for label in labels]
+            for key, labels in (("neg_category_ids", truth.absent), ("not_exhaustive_category_ids", truth.incomplete))
+        }
         self._found.append(np.column_stack([said, found.scores]))
         self._truth.append(np.column_stack([true, truth.areas, truth.crowd]))
-        verified = {"neg_category_ids": absent, "not_exhaustive_category_ids": incomplete}
         height, width = found.size_hw
         self._images.append({"id": picture + 1, "height": height, "width": width} | verified)
 

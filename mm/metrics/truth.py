@@ -71,15 +71,17 @@ def truth_from_coco(dataset: Mapping[str, Any]) -> TruthSet:
     Raises:
         InputError: something is missing, malformed, there twice, or refers to what is not there.
     """
-    images = _by_id("images", entry_of("dataset", dataset, "images"))
-    categories = _by_id("categories", entry_of("dataset", dataset, "categories"))
-    labels = {key: text(f"category {key}.name", entry_of(f"category {key}", categories[key], "name"))
-              for key in sorted(categories)}  # fmt: skip
-    if len(set(labels.values())) < len(labels):
-        names = list(labels.values())
-        wrong("categories", "names that differ", f"{max(names, key=names.count)!r} more than once")
+    images, categories, annotations = (
+        _by_id(part, entry_of("dataset", dataset, part)) for part in ("images", "categories", "annotations")
+    )
+    labels: dict[int, str] = {}
+    for key in sorted(categories):
+        label = text(f"category {key}.name", entry_of(f"category {key}", categories[key], "name"))
+        if label in labels.values():
+            wrong(f"category {key}.name", "a name of its own", f"{label!r} a second time")
+        labels[key] = label
     rows: dict[int, list[tuple[list[float], str, bool, float]]] = {key: [] for key in images}
-    for key, annotation in _by_id("annotations", entry_of("dataset", dataset, "annotations")).items():
+    for key, annotation in annotations.items():
         field = f"annotation {key}"
         owner = _known(f"{field}.image_id", entry_of(field, annotation, "image_id"), images)
         rows[owner].append(_row(field, annotation, labels))
