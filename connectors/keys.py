@@ -194,7 +194,7 @@ def convert(tensors: Mapping[str, Tensor], *layouts: Layout) -> dict[str, Tensor
     unknown = sorted(set(keys) - names.keys())
     missing = sorted(needed.keys() - set(keys))
     if missing or unknown:
-        counts = f"{len(missing)} keys missing, {len(unknown)} unknown"
+        counts = f"missing keys: {len(missing)}, unknown keys: {len(unknown)}"
         named = "missing " + prefix + missing[0] if missing else "unknown " + prefix + unknown[0]
         hint = nearest(unknown[0], missing or names) if unknown else ""
         raise ValueError(f"{layout.name}: {counts}; first {named}.{hint}")

@@ -65,6 +65,7 @@ def _row(features: ImageFeatures, i: int) -> ImageFeatures:
     return ImageFeatures(
         features.tokens[i : i + 1], features.grid, features.prefix[i : i + 1], features.pooled[i : i + 1],
         {k: v[i : i + 1] for k, v in features.layers.items()}, features.layer_grids,
+        {k: v[i : i + 1] for k, v in features.layer_prefix.items()},
     )  # fmt: skip
 
 
@@ -76,4 +77,5 @@ def stacked(many: list[Encoded]) -> ImageFeatures:
         torch.cat([r.tokens for r in rows]), first.grid, torch.cat([r.prefix for r in rows]),
         torch.cat([r.pooled for r in rows]),
         {k: torch.cat([r.layers[k] for r in rows]) for k in first.layers}, first.layer_grids,
+        {k: torch.cat([r.layer_prefix[k] for r in rows]) for k in first.layer_prefix},
     )  # fmt: skip

@@ -11,6 +11,7 @@ Coordinates are continuous: a pixel (row i, column j) covers [i, i+1) x [j, j+1)
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -20,7 +21,7 @@ from PIL import Image
 
 from mm.errors import InputError, nearest
 
-Policy = Literal["squash", "crop", "letterbox", "pad"]
+Policy = Literal["squash", "crop", "letterbox", "pad", "canvas"]
 Resample = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 
 # Up to this many times the input frame, a crop resizes the whole picture first, as the reference
@@ -41,6 +42,7 @@ class Geometry:
     input_hw: tuple[int, int]  # what the model sees
     resized_hw: tuple[int, int]  # the whole picture after resizing, before cropping or padding
     offset_yx: tuple[int, int]  # its top-left corner in the input frame
+    canvas_hw: tuple[int, int] | None = None  # what was resized, where that is more than the picture
 
     def __post_init__(self) -> None:
         if self.policy not in get_args(Policy):
@@ -48,6 +50,8 @@ class Geometry:
         for name in ("picture_hw", "input_hw", "resized_hw"):
             object.__setattr__(self, name, _whole_pair(name, getattr(self, name), least=1))
         object.__setattr__(self, "offset_yx", _whole_pair("offset_yx", self.offset_yx, least=None))
+        if self.canvas_hw is not None:
+            object.__setattr__(self, "canvas_hw", _whole_pair("canvas_hw", self.canvas_hw, least=1))
         for low, high in self.window_yx:
             if high <= low:
                 raise InputError(f"Geometry: no part of the picture lies in the input frame: {self}.")
@@ -55,14 +59,17 @@ class Geometry:
     @property
     def scale_yx(self) -> tuple[float, float]:
         """Input pixels per picture pixel, for each axis."""
-        return self.resized_hw[0] / self.picture_hw[0], self.resized_hw[1] / self.picture_hw[1]
+        whole = self.canvas_hw or self.picture_hw
+        return self.resized_hw[0] / whole[0], self.resized_hw[1] / whole[1]
 
     @property
     def window_yx(self) -> tuple[tuple[int, int], tuple[int, int]]:
         """The part of the input frame that shows the picture: (top, bottom), (left, right), in its pixels."""
         (top, bottom), (left, right) = (
-            (max(0, offset), min(frame, offset + size))
-            for offset, size, frame in zip(self.offset_yx, self.resized_hw, self.input_hw, strict=True)
+            (max(0, offset), min(frame, offset + math.ceil(side * scale - 1e-9)))
+            for offset, side, scale, frame in zip(
+                self.offset_yx, self.picture_hw, self.scale_yx, self.input_hw, strict=True
+            )
         )
         return (top, bottom), (left, right)
 
@@ -75,6 +82,8 @@ class Geometry:
         Raises:
             InputError: the pixels are not uint8[H, W, 3] of `picture_hw`, or a name or colour is not valid.
         """
+        if self.canvas_hw is not None:
+            raise InputError("a canvas is resized in one go with its padding; see mm.encoders.canvas")
         if pixels.dtype != np.uint8 or pixels.shape != (*self.picture_hw, 3):
             height, width = self.picture_hw
             raise InputError(f"expected uint8[{height}, {width}, 3], got {pixels.dtype}{list(pixels.shape)}.")
@@ -161,7 +170,8 @@ class Geometry:
             cells = values.shape[axis + 1] / self.input_hw[axis]  # grid cells per input pixel
             step = self.scale_yx[axis] * cells
             start = self.offset_yx[axis] * cells
-            low, high = (edge * cells for edge in self.window_yx[axis])
+            (low, high), size = self.window_yx[axis], self.picture_hw[axis] * self.scale_yx[axis]
+            low, high = low * cells, min(high, self.offset_yx[axis] + size) * cells
             weights.append(_axis(self.picture_hw[axis], values.shape[axis + 1], step, start, low, high))
         return weights[0] @ values @ weights[1].T
 
@@ -198,6 +208,8 @@ def fit(
       `shortest_edge`, the resize goes there instead (256 before a crop of 224).
     - `letterbox`: shape kept, all visible, padding shared between both sides.
     - `pad`: shape kept, all visible, padding at the bottom and on the right.
+    - `canvas`: the picture is laid at the top left of a square as long as its longer side, and that is resized to
+      the frame, so that both axes have the exact scale frame / longer side (OWLv2).
 
     `centre` says how a crop halves an odd margin: `floor` as transformers does, `even` (to the nearest even
     number) as torchvision's CenterCrop, hence open_clip and timm, do. A resized side is never below 1.
@@ -214,6 +226,9 @@ def fit(
     if shortest_edge is not None and (policy != "crop" or shortest_edge < 1):
         raise InputError(f'shortest_edge={shortest_edge}: a positive number, and only with policy "crop".')
 
+    if policy == "canvas":
+        longer = max(picture)
+        return Geometry(policy, picture, frame, frame, (0, 0), (longer, longer))
     cover = frame if shortest_edge is None else (shortest_edge, shortest_edge)
     resized = frame if policy == "squash" else _resized(picture, cover, policy)
     margins = (resized[0] - frame[0], resized[1] - frame[1])

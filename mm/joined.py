@@ -13,8 +13,6 @@ from mm.decoders.causal import CausalDecoder
 from mm.encoders.base import Encoder, EncoderSpec, ImageFeatures
 from mm.errors import InputError
 from mm.geometry import Geometry
-from mm.heads.clipseg_style import ClipSegStyleHead
-from mm.heads.owl import OwlHead
 from mm.images import Picture
 from mm.kernels.cache import KVPrefix
 from mm.world import World
@@ -72,8 +70,8 @@ class Joined:
     sha256: str
     licence: str
     encoder: Encoder
-    detector: OwlHead | None
-    segmenter: ClipSegStyleHead | None
+    detector: nn.Module | None
+    segmenter: nn.Module | None
     speaker: Speaker | None
     world: World | None
     texts: TextCache = field(default_factory=TextCache)

@@ -18,9 +18,10 @@ from mm.encoders.build import Dtype, load_encoder
 from mm.encoders.timm_clip import TimmClipEncoder
 from mm.errors import CheckpointError, nearest
 from mm.heads.clipseg_style import ClipSegStyleConfig, ClipSegStyleHead
-from mm.heads.owl import OwlConfig, OwlHead
+from mm.heads.owlvit import OwlConfig, OwlHead
 from mm.hub import Located, locate
 from mm.joined import Joined, Speaker
+from mm.published import head_parts
 from mm.world import World
 
 CONNECTORS = {"linear": Linear, "mlp": MLP}
@@ -56,7 +57,11 @@ def _load(name: str, found: Located, dtype: Dtype) -> Joined:
     if (folder / "joined.safetensors").is_file():
         return _load_joined(name, folder)
     loaded = load_encoder(folder, dtype=dtype, revision=found.revision)
-    return Joined(name, loaded.revision, loaded.sha256, loaded.licence, loaded.encoder, None, None, None, None)
+    parts = head_parts(folder, loaded.encoder.spec)
+    return Joined(
+        name, loaded.revision, loaded.sha256, loaded.licence, loaded.encoder,
+        detector=parts.get("detector"), segmenter=parts.get("segmenter"), speaker=None, world=None,
+    )  # fmt: skip
 
 
 def _load_joined(name: str, folder: Path) -> Joined:

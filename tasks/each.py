@@ -23,8 +23,9 @@ _AT_ONCE = 16  # pictures in one encoder pass
 
 def each(
     images: Any,
-    work: Callable[[Joined, list[Encoded]], Sequence[Any]],
+    work: Callable[[Joined, list[Any]], Sequence[Any]],
     *,
+    encoded: bool = True,
     model: str,
     on_error: OnError,
     limits: Limits = DEFAULT_LIMITS,
@@ -33,7 +34,8 @@ def each(
     """Encodes what is not encoded yet and hands it to `work` in small batches.
 
     images: one image, or a list or tuple of them; each is anything `open_image` takes, or an `Encoded`.
-    work: from a model and some `Encoded` to as many results.
+    work: from a model and some `Encoded` to as many results; with `encoded=False` from some `Picture`, none of which
+    has passed the encoder, and an `Encoded` is then refused.
     Returns one result for one image, a list in the same order for many. With `on_error="record"` an
     `ErrorRecord` stands in the place of a bad item, with `"skip"` nothing does.
     """
@@ -47,17 +49,22 @@ def each(
     results: list[Any] = []
     for start in range(0, len(items), _AT_ONCE):
         part = items[start : start + _AT_ONCE]
-        opened = [_open(item, start + i, joined, on_error, limits, allow_urls) for i, item in enumerate(part)]
-        results += _answers(opened, work, joined)
+        opened = [
+            _open(item, start + i, joined if encoded else None, on_error, limits, allow_urls)
+            for i, item in enumerate(part)
+        ]
+        results += _answers(opened, work, joined, encoded)
     if on_error == "skip":
         results = [r for r in results if not isinstance(r, ErrorRecord)]
         return results if many else (results[0] if results else None)
     return results if many else results[0]
 
 
-def _open(item: Any, place: int, joined: Joined, on_error: str, limits: Limits, allow_urls: bool) -> Any:
+def _open(item: Any, place: int, joined: Joined | None, on_error: str, limits: Limits, allow_urls: bool) -> Any:
     try:
         if isinstance(item, Encoded):
+            if joined is None:
+                raise InputError(f"{item.name} is encoded already; this call needs the picture itself")
             if item.model != joined.name:
                 raise InputError(f"{item.name} was encoded by model {item.model!r}, this call asks {joined.name!r}")
             return item
@@ -69,12 +76,15 @@ def _open(item: Any, place: int, joined: Joined, on_error: str, limits: Limits, 
         return ErrorRecord(name=name, type=type(error).__name__, message=str(error), stage="read")
 
 
-def _answers(opened: list[Any], work: Callable, joined: Joined) -> list[Any]:
+def _answers(opened: list[Any], work: Callable, joined: Joined, encoded: bool) -> list[Any]:
     pictures = [o for o in opened if isinstance(o, Picture)]
+    if not encoded:
+        plain = iter(work(joined, pictures) if pictures else [])
+        return [next(plain) if isinstance(o, Picture) else o for o in opened]
     fresh = iter(encode_pictures(joined, pictures) if pictures else [])
     ready = [next(fresh) if isinstance(o, Picture) else o for o in opened]
-    encoded = [r for r in ready if isinstance(r, Encoded)]
-    answers = iter(work(joined, encoded) if encoded else [])
+    values = [r for r in ready if isinstance(r, Encoded)]
+    answers = iter(work(joined, values) if values else [])
     return [next(answers) if isinstance(r, Encoded) else r for r in ready]
 
 

@@ -1,19 +1,25 @@
-"""Cut out what the labels name."""
+"""Cut out what the labels name, or what looks like an example."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
 
-from mm.encoded import Encoded
-from mm.heads.clipseg_style import ClipSegStyleHead
+from mm.encoded import Encoded, encode_pictures
+from mm.errors import InputError
+from mm.images import Picture
 from mm.joined import Joined
 from mm.labels import Labels, check_labels
 from mm.limits import DEFAULT_LIMITS, Limits
 from mm.tasks.each import OnError, cut_warnings, each, source, unit
+from mm.tasks.encode import encode
+from mm.tiles import Tile, blended, tiles
 from mm.types import Segmentation
 
 _TEXTS_AT_ONCE = 32
@@ -21,10 +27,12 @@ _TEXTS_AT_ONCE = 32
 
 def segment(
     image: Any,
-    labels: str | Iterable[str],
+    labels: str | Iterable[str] | None = None,
     *,
-    model: str = "tiny",
+    like: Any = None,
+    model: Any = "tiny",
     threshold: float = 0.5,
+    tile: int | None = None,
     on_error: OnError = "raise",
     limits: Limits = DEFAULT_LIMITS,
     allow_urls: bool = False,
@@ -32,32 +40,87 @@ def segment(
     """One mask a label, at the size of the upright original: `Segmentation`, or a list of them for a list.
 
     labels: one string is one label; a mask covers everything that the label names, and may be empty.
+    like: instead of labels one picture of a thing; the mask of what looks like it is labelled "example".
     threshold: the probability from which a pixel belongs to the mask, 0..1. The probabilities are `scores`.
+    tile: pixels of the original; a larger picture is read in overlapping squares of this side, which shows small
+    things and costs one encoder pass a square. None reads every picture as a whole.
 
     Raises:
         TextInputError: a label is blank or too long. ImageInputError: an image cannot be read.
+        InputError: neither or both of labels and like; tile for a picture that is encoded already.
     """
-    asked, least = check_labels(labels, limits), unit("threshold", threshold)
+    if (labels is None) == (like is None):
+        raise InputError("segment: expected either labels or like=, one of the two")
+    if tile is not None and (isinstance(tile, bool) or not isinstance(tile, int) or tile < 32):
+        raise InputError(f"tile: expected a whole number of pixels from 32, got {tile!r}")
+    asked = check_labels("example" if labels is None else labels, limits)
+    least = unit("threshold", threshold)
+    example = None if like is None else encode(like, model=model, limits=limits, allow_urls=allow_urls)
 
     def work(joined: Joined, encoded: list[Encoded]) -> list[Segmentation]:
-        return [_segment(joined, e, asked, least) for e in encoded]
+        prompts = _prompts(joined, asked, example)
+        return [_result(joined, e, _scores(joined, e, prompts.vectors), prompts, least) for e in encoded]
 
-    return each(image, work, model=model, on_error=on_error, limits=limits, allow_urls=allow_urls)
+    def work_tiled(joined: Joined, pictures: list[Picture]) -> list[Segmentation]:
+        prompts = _prompts(joined, asked, example)
+        return [_tiled(joined, picture, prompts, tile or 0, least) for picture in pictures]
+
+    return each(
+        image,
+        work if tile is None else work_tiled,
+        encoded=tile is None,
+        model=model,
+        on_error=on_error,
+        limits=limits,
+        allow_urls=allow_urls,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Prompts:
+    """vectors: float[K, E], one a distinct label; notes: what has to be warned of."""
+
+    asked: Labels
+    vectors: Tensor
+    notes: list[str]
+
+
+def _prompts(joined: Joined, asked: Labels, example: Encoded | None) -> _Prompts:
+    if example is not None:
+        return _Prompts(asked, example.features.pooled, [])
+    texts, cut = joined.texts.embed(joined.encoder, list(asked.unique))
+    return _Prompts(asked, texts, cut_warnings(asked.unique, cut))
 
 
 @torch.inference_mode()
-def _segment(joined: Joined, encoded: Encoded, asked: Labels, threshold: float) -> Segmentation:
+def _scores(joined: Joined, encoded: Encoded, prompts: Tensor) -> np.ndarray:
+    """Probabilities float32[K, H, W] over the picture that was encoded, one map a distinct label."""
     segmenter = joined.need("segmenter")
-    assert isinstance(segmenter, ClipSegStyleHead)
-    texts, cut = joined.texts.embed(joined.encoder, list(asked.unique))
+    assert isinstance(segmenter, nn.Module)
     parts = []
-    for start in range(0, len(texts), _TEXTS_AT_ONCE):
-        part = texts[start : start + _TEXTS_AT_ONCE]
+    for start in range(0, len(prompts), _TEXTS_AT_ONCE):
+        part = prompts[start : start + _TEXTS_AT_ONCE]
         logits = segmenter(encoded.features, part, torch.zeros(len(part), dtype=torch.long))
-        # Logits are smooth across an edge where probabilities are not: enlarge first, squash after.
-        full = F.interpolate(logits[:, None], size=encoded.geometry.input_hw, mode="bicubic", align_corners=False)
-        parts.append(full[:, 0].sigmoid())
-    scores = encoded.geometry.masks_to_original(torch.cat(parts).numpy())[list(asked.index)]
-    return Segmentation(
-        scores >= threshold, scores, asked.given, source(joined, encoded, cut_warnings(asked.unique, cut))
-    )
+        size = encoded.geometry.input_hw
+        if logits.shape[-2:] != size:
+            # Logits are smooth across an edge where probabilities are not: enlarge first, squash after.
+            logits = F.interpolate(logits[:, None], size=size, mode="bicubic", align_corners=False)[:, 0]
+        parts.append(encoded.geometry.masks_to_original(logits.sigmoid().cpu().numpy()))
+    return np.concatenate(parts)
+
+
+def _tiled(joined: Joined, picture: Picture, prompts: _Prompts, side: int, threshold: float) -> Segmentation:
+    def parts() -> Iterator[tuple[Tile, np.ndarray]]:
+        for tile in tiles(picture.size_hw, side):
+            window = picture.pixels[tile.top : tile.bottom, tile.left : tile.right]
+            (encoded,) = encode_pictures(joined, [Picture(window, picture.notes, picture.name)])
+            yield tile, _scores(joined, encoded, prompts.vectors)
+
+    scores = blended(picture.size_hw, parts())
+    (whole,) = encode_pictures(joined, [picture])  # so that a picture of another world is warned of
+    return _result(joined, whole, scores, prompts, threshold)
+
+
+def _result(joined: Joined, encoded: Encoded, scores: np.ndarray, prompts: _Prompts, threshold: float) -> Segmentation:
+    given = scores[list(prompts.asked.index)]
+    return Segmentation(given >= threshold, given, prompts.asked.given, source(joined, encoded, prompts.notes))

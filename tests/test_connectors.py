@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import sys
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -11,7 +16,7 @@ from mm.connectors.projections import MLP
 from mm.connectors.resampler import PerceiverResampler
 from mm.connectors.table import CONNECTORS, SETTINGS, build
 
-TINY = {
+TINY: dict[str, dict[str, Any]] = {
     "compression": {"out": 5},
     "resampler": {"latents": 5, "depth": 2, "heads": 2, "head_dim": 4},
     "perceiver": {"latents": 5, "depth": 2, "heads": 4, "kv_heads": 2, "head_dim": 6},
@@ -21,6 +26,7 @@ TINY = {
 }
 QUERIES = ["resampler", "perceiver", "q-former"]
 GRID = (4, 6)
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def tiny(name: str, grid: Grid = GRID, d_in: int = 13, d_out: int = 17) -> Connector:
@@ -85,6 +91,15 @@ def test_memory_layout_does_not_matter(name: str):
 
 
 @pytest.mark.parametrize("name", CONNECTORS)
+def test_half_precision_stays_half_and_near(name: str):
+    connector, tokens = tiny(name), torch.randn(2, 24, 13)
+    full, _ = connector(tokens, GRID)
+    half, _ = connector.bfloat16()(tokens.bfloat16(), GRID)
+    assert half.dtype == torch.bfloat16
+    assert (half.float() - full).norm() < 0.05 * full.norm()
+
+
+@pytest.mark.parametrize("name", CONNECTORS)
 def test_one_backward_reaches_every_parameter_and_the_tokens(name: str):
     connector = tiny(name).train()
     tokens = torch.randn(2, 24, 13, requires_grad=True)
@@ -106,7 +121,9 @@ def test_tokens_of_another_shape_are_refused(name: str):
         connector(torch.randn(1, 24, 12), GRID)
 
 
-@pytest.mark.parametrize(("name", "factor"), [("linear", 1), ("mlp", 1), ("pool", 2), ("pixel-shuffle", 2), ("internvl", 2)])
+@pytest.mark.parametrize(
+    ("name", "factor"), [("linear", 1), ("mlp", 1), ("pool", 2), ("pixel-shuffle", 2), ("internvl", 2)]
+)
 def test_a_token_moves_only_the_output_at_its_place(name: str, factor: int):
     connector, tokens = tiny(name), torch.randn(1, 24, 13)
     before, (_, w) = connector(tokens, GRID)
@@ -146,7 +163,9 @@ def test_the_abstractor_reads_a_map_that_is_no_square_by_rows():
     before = connector.get_submodule("before")(row_by_row(tokens, GRID))
     pooled = before.unflatten(2, (2, 2)).unflatten(4, (3, 2)).mean((3, 5))
     after = connector.get_submodule("after")(pooled)
-    expected = torch.stack([connector.get_submodule("readout")(after[:, :, y, x]) for y in (0, 1) for x in (0, 1, 2)], 1)
+    expected = torch.stack(
+        [connector.get_submodule("readout")(after[:, :, y, x]) for y in (0, 1) for x in (0, 1, 2)], 1
+    )
     assert grid == (2, 3)
     torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
 
@@ -254,9 +273,9 @@ def test_a_connector_names_its_source_and_its_m(name: str):
 
 
 def test_a_wrong_name_or_setting_gets_the_nearest_one():
-    with pytest.raises(ValueError, match='unknown connector \'qformer\'; known: linear, .* Did you mean "q-former"'):
+    with pytest.raises(ValueError, match="unknown connector 'qformer'; known: linear, .* Did you mean \"q-former\""):
         build("qformer", 3, 5)
-    with pytest.raises(ValueError, match='\'perceiver\' has no setting \'latent\'; its .* Did you mean "latents"'):
+    with pytest.raises(ValueError, match="'perceiver' has no setting 'latent'; its .* Did you mean \"latents\""):
         build("perceiver", 3, 5, latent=4)
     with pytest.raises(ValueError, match="'mlp4x_gelu' has no setting 'depth'; its settings: none"):
         build("mlp4x_gelu", 3, 5, depth=2)
@@ -277,6 +296,15 @@ def test_a_wrong_name_or_setting_gets_the_nearest_one():
 def test_settings_that_make_no_connector_are_refused(name: str, settings: dict, message: str):
     with pytest.raises(ValueError, match=message):
         build(name, 3, 5, **settings)
+
+
+def test_a_connector_is_known_without_loading_a_model_library():
+    for path in sorted((ROOT / "connectors").glob("*.py")):
+        for node in ast.parse(path.read_text("utf-8")).body:
+            names = [each.name for each in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            tops = {name.partition(".")[0] for name in names}
+            assert tops <= {"torch", "mm"} | sys.stdlib_module_names, path.name
 
 
 def count(module: torch.nn.Module) -> int:

@@ -8,7 +8,7 @@ import torch
 from mm.connectors.projections import MLP, Linear
 from mm.encoders.base import ImageFeatures
 from mm.heads.clipseg_style import ClipSegStyleHead
-from mm.heads.owl import OwlHead, box_bias
+from mm.heads.owlvit import OwlBoxes, OwlHead, box_bias
 
 
 def features(batch: int = 2, grid: tuple[int, int] = (4, 7), width: int = 12) -> ImageFeatures:
@@ -53,11 +53,27 @@ def test_detection_says_one_box_a_token_and_one_logit_a_text() -> None:
 @torch.inference_mode()
 def test_the_best_label_is_the_argmax_however_many_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     head, image, text = owl(), features(), torch.randn(11, 8)
-    whole = head.best(image, text)
-    monkeypatch.setattr("mm.heads.owl._TEXTS_AT_ONCE", 3)
-    for a, b in zip(whole, head.best(image, text), strict=True):
+    found = head.boxes(image)
+    whole, pairs = head.best(found, text), head.pairs(_first(found), text, 40)
+    monkeypatch.setattr("mm.heads.owlvit._TEXTS_AT_ONCE", 3)
+    for a, b in zip(whole + pairs, head.best(found, text) + head.pairs(_first(found), text, 40), strict=True):
         torch.testing.assert_close(a, b)
     assert torch.equal(whole[1], head(image, text).logits.argmax(-1))
+
+
+@torch.inference_mode()
+def test_the_best_pairs_are_those_of_the_whole_table() -> None:
+    head, image, text = owl(), features(), torch.randn(11, 8)
+    found, out = _first(head.boxes(image)), head(image, text)
+    assert out.objectness is not None
+    table = out.logits[0].sigmoid() * out.objectness[0].sigmoid()[:, None]
+    scores, tokens, places = head.pairs(found, text, 40)
+    torch.testing.assert_close(scores, table.flatten().topk(40).values)
+    torch.testing.assert_close(table[tokens, places], scores)
+
+
+def _first(found: OwlBoxes) -> OwlBoxes:
+    return OwlBoxes(*(None if v is None else v[:1] for v in vars(found).values()))
 
 
 @torch.inference_mode()

@@ -1,58 +1,64 @@
-"""Any causal language model of transformers, fed by embeddings and continued from a `KVPrefix`."""
+"""Decoders of the attention kind: any causal language model of transformers whose layers keep keys and values."""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from mm.kernels.cache import KVPrefix
+from mm.decoders.base import Decoder
+from mm.decoders.lean import LeanLlama
+from mm.kernels.cache import KVCache, KVPrefix
 
 
-class CausalDecoder(nn.Module):
-    """lm: an AutoModelForCausalLM of the attention kind; tokenizer: its own fast tokenizer."""
+class CausalDecoder(Decoder):
+    """Layers of the plain Llama layout are computed here, the others by the model's own modules."""
 
-    def __init__(self, lm: Any, tokenizer: Any) -> None:
-        super().__init__()
-        self.lm, self.tokenizer = lm, tokenizer
-
-    @property
-    def context(self) -> int:
-        """How many tokens fit, pictures included."""
-        return int(self.lm.config.max_position_embeddings)
-
-    def embed(self, ids: Tensor) -> Tensor:
-        """int64[B, T] -> float[B, T, D]."""
-        return self.lm.get_input_embeddings()(ids)
-
-    def extend(self, embeds: Tensor, prefix: KVPrefix | None = None) -> tuple[Tensor, KVPrefix]:
-        """Reads embeds float[B, T, D] after `prefix`; the last token's logits float32[B, V], and the longer prefix.
-
-        `prefix` itself is left as it was, so several continuations may start from it at once.
-        """
-        from transformers import DynamicCache
-
-        cache = DynamicCache()
-        if prefix is not None:
-            for layer, (k, v) in enumerate(zip(prefix.keys, prefix.values, strict=True)):
-                cache.update(k, v, layer)
-        out = self.lm(inputs_embeds=embeds, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        layers: list[Any] = cache.layers
-        longer = KVPrefix(tuple(layer.keys for layer in layers), tuple(layer.values for layer in layers))
-        return out.logits[:, -1].float(), longer
-
-    def prompt_ids(self, prompt: str) -> list[int]:
-        """`<s> prompt newline`; whatever a user wrote stays ordinary text."""
-        words = self.tokenizer(prompt.lower(), add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        return [self.tokenizer.bos_token_id, *words, self.newline]
+    @cached_property
+    def lean(self) -> LeanLlama | None:
+        """The layers as functions over the model's own weights, where its layout is one that is known."""
+        return LeanLlama(self.lm) if LeanLlama.fits(self.lm) else None
 
     @property
-    def newline(self) -> int:
-        return self.tokenizer.convert_tokens_to_ids("<0x0A>")
+    def ragged(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """A sliding window counts slots, so a row with holes would see too few of its own tokens."""
+        return getattr(self.lm.config.get_text_config(), "sliding_window", None) is None or self.lean is not None
 
-    def text(self, ids: list[int]) -> str:
-        return self.tokenizer.decode(ids, skip_special_tokens=True)
+    def start(self, batch: int, capacity: int) -> KVCache:
+        return KVCache(batch, capacity)
+
+    @torch.inference_mode()
+    def fork(self, prefixes: Sequence[KVPrefix], capacity: int) -> KVCache:
+        return KVCache.fork(prefixes, capacity)
+
+    def crop(self, cache: KVCache, count: int) -> None:
+        cache.crop(count)
+
+    def _read(self, embeds: Tensor, cache: KVCache, lengths: Sequence[int] | None, keep: int) -> Tensor:
+        count = embeds.shape[1]
+        cache.begin(count, lengths, embeds.device)
+        logits = self.lean(embeds, cache, keep) if self.lean else self._through_the_module(embeds, cache, keep)
+        cache.end(count)
+        return logits
+
+    def _through_the_module(self, embeds: Tensor, cache: KVCache, keep: int) -> Tensor:
+        from mm.decoders.slots import slot_cache
+
+        count, device = embeds.shape[1], embeds.device
+        wanted: dict[str, Any] = {"logits_to_keep": keep, "position_ids": cache.positions(count, device)}
+        known = {name: value for name, value in wanted.items() if name in self._parameters_of_forward}
+        mask = None if cache.filled is None else cache.filled[:, : cache.length + count].long()
+        past = slot_cache(cache, self.lm.config.get_text_config().num_hidden_layers)
+        out = self.lm(inputs_embeds=embeds, attention_mask=mask, past_key_values=past, use_cache=True, **known)
+        return out.logits[:, -keep:]
+
+    @cached_property
+    def _parameters_of_forward(self) -> frozenset[str]:
+        return frozenset(inspect.signature(self.lm.forward).parameters)
 
 
 def greedy(logits: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ class ImageFeatures:
     prefix: float[B, P, D], class and register tokens; P may be 0.
     pooled: float[B, E], the joint embedding, not normalised.
     layers: earlier maps that were asked for, {index: float[B, N_i, D_i]}, each on `layer_grids[index]`.
+    layer_prefix: the prefix tokens of those layers, {index: float[B, P, D_i]}, where the tower has any.
     """
 
     tokens: Tensor
@@ -33,6 +34,7 @@ class ImageFeatures:
     pooled: Tensor
     layers: dict[int, Tensor] = field(default_factory=dict)
     layer_grids: dict[int, Grid] = field(default_factory=dict)
+    layer_prefix: dict[int, Tensor] = field(default_factory=dict)
 
     def map(self, layer: int | None = None) -> Tensor:
         """float[B, D, h, w]: the tokens, or those of an earlier layer, as a picture."""

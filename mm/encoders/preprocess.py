@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mm.encoders.canvas import on_canvas
 from mm.geometry import Geometry, Policy, Resample, fit
 
 Plan = Policy | Literal["patches"]
@@ -50,7 +51,10 @@ class Preprocessing:
     def pixels(self, picture: np.ndarray) -> Tensor:
         """uint8[H, W, 3], upright sRGB -> float32[3, h, w], normalised."""
         height, width = picture.shape[:2]
-        array = self.geometry((height, width)).apply(picture, self.resample, self.fill)
+        if self.policy == "canvas":
+            array = on_canvas(picture, self.input_hw)
+        else:
+            array = self.geometry((height, width)).apply(picture, self.resample, self.fill)
         tensor = torch.from_numpy(np.ascontiguousarray(array)).permute(2, 0, 1)
         # One multiply and one add a pixel: (x / 255 - mean) / std.
         scale = torch.tensor([1 / (255 * s) for s in self.std])[:, None, None]

@@ -15,7 +15,7 @@ from mm.types import Detections
 SIZES = ("small", "medium", "large")  # below 32², to 96², and above, in square pixels
 _AREAS = ("all", *SIZES)
 _IOUS = tuple(round(0.5 + 0.05 * i, 2) for i in range(10))
-# The evaluation holds something for every pair of picture and label: so many pairs at once are some 100 MB.
+# The evaluation holds something for every pair of picture and label: so many at once stay below 1 GB.
 _PAIRS_AT_ONCE = 400_000
 
 

@@ -1,8 +1,8 @@
 """How far an alpha matte is from the truth: SAD, MSE, MAD, Grad and Conn.
 
 Grad and Conn: Rhemann et al., "A Perceptually Motivated Online Benchmark for Image Matting", CVPR 2009,
-section 4, in the units of "Deep Automatic Natural Image Matting" (AIM, Li, Zhang, Tao, IJCAI 2021). Units
-differ from paper to paper by powers of ten, so each figure here says its own. All are errors: 0 is perfect.
+in the units of "Deep Automatic Natural Image Matting" (AIM, Li, Zhang, Tao, IJCAI 2021). Units differ from
+paper to paper by powers of ten, so each figure here says its own. All are errors: 0 is perfect.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def matting_figures(found: np.ndarray, truth: np.ndarray, *, trimap: np.ndarray 
     Conn: the sum of differences in connectedness, in thousands.
 
     trimap: uint8[H, W] of 0 (known background), 128 (unknown) and 255 (known foreground). The matte found is
-        first set to 0 and 1 where it is known; MSE and MAD are then means over the unknown pixels, Grad and
-        Conn sums over them. SAD remains the sum over the whole picture.
+        first set to 0 and 1 where it is known. SAD, MSE and MAD still take in every pixel, but MSE and MAD
+        divide by the number of unknown ones; Grad and Conn are sums over the unknown pixels.
 
     Raises:
         InputError: shapes differ, an alpha lies outside [0, 1] or is not finite, or the trimap has other values

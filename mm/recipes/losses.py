@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mm.heads.owl import OwlOutput
+from mm.heads.owlvit import OwlOutput
 from mm.recipes.batches import LABEL_GROUPS, Batch
 from mm.scenes.vocabulary import SEEN_PAIRS
 
@@ -44,6 +44,7 @@ def detection_loss(out: OwlOutput, batch: Batch) -> dict[str, Tensor]:
     scale = (truth[:, 2:].clamp(min=0.05)).repeat(1, 2)  # a pixel matters more on a small thing
     l1 = ((boxes - truth).abs() / scale).mean(1)
     overlap = generalised_iou(boxes, truth)
+    assert out.objectness is not None
     objectness = torch.zeros_like(out.objectness)
     objectness[owner, cell] = overlap.detach().clamp(0.1, 1.0)  # so that of two boxes the better one wins
     return {

@@ -13,7 +13,7 @@ from mm.encoders.preprocess import squashed
 from mm.encoders.text import TextSpec
 from mm.encoders.timm_clip import TimmClipEncoder
 from mm.heads.clipseg_style import ClipSegStyleConfig, ClipSegStyleHead
-from mm.heads.owl import OwlConfig, OwlHead
+from mm.heads.owlvit import OwlConfig, OwlHead
 from mm.recipes.tokenizer import train_tokenizer
 
 EMBEDDING, WIDTH, DECODER_WIDTH = 256, 256, 192
@@ -29,7 +29,10 @@ SPEC = EncoderSpec(
     preprocessing=PIXELS, text=TEXT, rule="softmax", width=WIDTH, tokens="the last stage",
     embedding=EMBEDDING, layers=(0, 1, 2),
 )  # fmt: skip
-DETECT = OwlConfig(width=WIDTH, embedding=EMBEDDING)
+DETECT = OwlConfig(
+    width=WIDTH, embedding=EMBEDDING, merge_class_token=False, objectness=True, score="label x objectness",
+    norm_eps=1e-5,
+)  # fmt: skip
 SEGMENT = ClipSegStyleConfig(
     width=WIDTH, embedding=EMBEDDING, reduced=96, depth=1, layers=SPEC.layers,
     layer_widths=(48, 48, 96), widths=(16, 32, 64),
@@ -52,7 +55,7 @@ def build_encoder() -> TimmClipEncoder:
 
 def build_heads() -> nn.ModuleDict:
     return nn.ModuleDict({
-        "detect": OwlHead(width=DETECT.width, embedding=DETECT.embedding),
+        "detect": OwlHead(**vars(DETECT)),
         "segment": ClipSegStyleHead(**vars(SEGMENT)),
     })  # fmt: skip
 

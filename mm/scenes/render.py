@@ -7,6 +7,7 @@ A scene is a pure function of `(seed, size, pairs)`.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -222,6 +223,9 @@ def draw_object(kind: str, colour: str, texture: str, radius: float, rng: Rng) -
     return np.clip(low, 0, 255).astype(np.uint8), np.asarray(alpha, np.float32) / 255
 
 
+Draw = Callable[[str, str, str, float, Rng], tuple[np.ndarray, np.ndarray]]  # as `draw_object`
+
+
 def _background(colour: str, w: int, h: int, rng: Rng) -> np.ndarray:
     """float32[h, w, 3]: flat, graded, faintly striped, or cloudy."""
     base = _base_colour(colour, rng).astype(np.float32)
@@ -282,10 +286,10 @@ def _places(count: int, w: int, h: int, rng: Rng) -> list[tuple[float, float, fl
     return placed
 
 
-def _draw_all(specs, places, w: int, h: int, rng: Rng) -> list[SceneObject]:
+def _draw_all(specs, places, w: int, h: int, rng: Rng, draw: Draw = draw_object) -> list[SceneObject]:
     objects = []
     for (texture, colour, kind), (x, y, radius, size) in zip(specs, places, strict=False):
-        rgb, alpha = draw_object(kind, colour, texture, radius, rng)
+        rgb, alpha = draw(kind, colour, texture, radius, rng)
         x0, y0 = round(x - rgb.shape[1] / 2), round(y - rgb.shape[0] / 2)
         left, top = max(0, -x0), max(0, -y0)
         right, bottom = min(rgb.shape[1], w - x0), min(rgb.shape[0], h - y0)
@@ -329,12 +333,20 @@ def _weather(pixels: np.ndarray, rng: Rng) -> np.ndarray:
     return out
 
 
-def render_scene(seed: int, size: int | tuple[int, int] = 128, *, pairs: str = "seen") -> Scene:
+def render_scene(
+    seed: int,
+    size: int | tuple[int, int] = 128,
+    *,
+    pairs: str = "seen",
+    draw: Draw = draw_object,
+    weather: bool = True,
+) -> Scene:
     """Draws the scene of this seed.
 
     size: side, or (width, height), in pixels; from 32 up.
     pairs: which colour-kind pairs may appear: `seen` (all but the held-out ones), `all`, or `unseen`
     (the first object is of a held-out pair, the others are seen ones).
+    draw: what draws each object. weather: whether the finished picture may be dimmed, blurred or noisy.
     """
     w, h = (size, size) if isinstance(size, int) else size
     if min(w, h) < 32:
@@ -348,10 +360,11 @@ def render_scene(seed: int, size: int | tuple[int, int] = 128, *, pairs: str = "
         specs = _specs(rng, background, pairs)
         order = rng.permutation(len(specs))
         places = _places(len(specs), w, h, rng)
-        objects = _occlude(_draw_all([specs[i] for i in order], places, w, h, rng), w, h)
+        objects = _occlude(_draw_all([specs[i] for i in order], places, w, h, rng, draw), w, h)
     canvas = _background(background, w, h, rng)
     _compose(canvas, objects)
-    return Scene(_weather(canvas, rng), tuple(objects), background, seed)
+    pixels = _weather(canvas, rng) if weather else np.clip(canvas + 0.5, 0, 255).astype(np.uint8)
+    return Scene(pixels, tuple(objects), background, seed)
 
 
 def render_single(seed: int, kind: str, colour: str, size: int = 128, *, background: str | None = None) -> Scene:

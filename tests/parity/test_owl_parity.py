@@ -6,7 +6,7 @@ import torch
 from transformers import Owlv2Config, Owlv2ForObjectDetection
 
 from mm.encoders.base import ImageFeatures
-from mm.heads.owl import OwlHead
+from mm.heads.owlvit import OwlHead
 
 RENAMED = {
     "class_head.": "class_head.",

@@ -1,0 +1,167 @@
+"""The plain Llama layout, computed by one function over the model's own weights.
+
+transformers spends most of a small model's token on masks, cache objects and hooks. Here a token is some twenty
+tensor operations a layer, in the order and with the roundings of the library's modules.
+
+One row times a matrix is bound by reading the matrix. On a CPU the common routines read a large row-major matrix at
+about half the speed of memory; laid out in blocks of `_COLUMNS` outputs it comes near to it (`Matrix`).
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mm.kernels.cache import KVCache
+
+# Llama, and those that differ from it by a bias or by a norm of queries and keys.
+LAYOUTS = ("llama", "mistral", "qwen2", "qwen3")
+_STATIC_ROTATIONS = ("default", "linear", "llama3", "yarn")
+
+_COLUMNS = 32
+_LARGE = 2**18  # elements; a smaller matrix lies in the processor's cache in any layout
+_COPIED_AT_MOST = 2**31  # bytes of weights that are worth a second, faster copy
+
+
+class Matrix:
+    """The weights of one or more linear layers with the same input, side by side, for a row at a time."""
+
+    def __init__(self, *layers: nn.Linear) -> None:
+        weight = torch.cat([layer.weight for layer in layers])
+        biases = [layer.bias for layer in layers if layer.bias is not None]
+        self.bias = torch.cat(biases) if biases else None
+        self.width, self.weight, self.blocks = len(weight), weight, None
+        if weight.numel() >= _LARGE:
+            padded = F.pad(weight, (0, 0, 0, -len(weight) % _COLUMNS))
+            self.blocks = padded.unflatten(0, (-1, _COLUMNS)).transpose(1, 2).contiguous()
+            self.weight = None
+
+    def __call__(self, row: Tensor) -> Tensor:
+        """float[1, K] -> float[1, width]."""
+        if self.blocks is None:
+            assert self.weight is not None
+            return F.linear(row, self.weight, self.bias)
+        made = torch.bmm(row.expand(len(self.blocks), 1, -1), self.blocks).view(1, -1)
+        if made.shape[1] != self.width:
+            made = made[:, : self.width]
+        return made if self.bias is None else made + self.bias
+
+
+class _Layer:
+    """The parts of one transformer layer."""
+
+    def __init__(self, module: Any) -> None:
+        attention, mlp = module.self_attn, module.mlp
+        self.qkv = (attention.q_proj, attention.k_proj, attention.v_proj)
+        self.out, self.gate_up, self.down = attention.o_proj, (mlp.gate_proj, mlp.up_proj), mlp.down_proj
+        self.act, self.before, self.between = mlp.act_fn, module.input_layernorm, module.post_attention_layernorm
+        self.head_width, self.scale = attention.head_dim, attention.scaling
+        self.heads = self.qkv[0].out_features // self.head_width
+        self.shared = self.qkv[1].out_features // self.head_width
+        self.norms = (attention.q_norm, attention.k_norm) if hasattr(attention, "q_norm") else None
+
+    @property
+    def linears(self) -> list[nn.Linear]:
+        return [*self.qkv, self.out, *self.gate_up, self.down]
+
+
+class LeanLlama:
+    """lm: a model that `fits`. Its parameters are read at every call, so training goes on to show here."""
+
+    def __init__(self, lm: Any) -> None:
+        self.lm = lm
+        self.layers = [_Layer(module) for module in lm.model.layers]
+        self._lock = threading.Lock()
+        self._rows: tuple[Any, list[tuple[Matrix, ...]], Matrix] | None = None
+
+    @staticmethod
+    def fits(lm: Any) -> bool:
+        """Whether the model is of this layout, down to the kind of each part."""
+        config = getattr(lm, "config", None)
+        if getattr(config, "model_type", None) not in LAYOUTS:
+            return False
+        window = getattr(config, "sliding_window", None)
+        full = window is None or {"full_attention"} == set(getattr(config, "layer_types", None) or ["windowed"])
+        static = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default") in _STATIC_ROTATIONS
+        plain = all(type(linear) is nn.Linear for m in lm.model.layers for linear in _Layer(m).linears)
+        return full and static and plain and type(lm.lm_head) is nn.Linear
+
+    def __call__(self, embeds: Tensor, cache: KVCache, keep: int) -> Tensor:
+        """The logits of the last `keep` tokens of embeds float[B, T, D]; writes their keys and values."""
+        batch, count, width = embeds.shape
+        x = embeds.reshape(batch * count, width)
+        turns, causal = self._turns(cache, count, x), cache.length == 0 and cache.filled is None and count > 1
+        seen = None if causal else cache.seen(count, x.device)
+        rows = self._prepared() if len(x) == 1 and x.device.type == "cpu" else None
+        for index, layer in enumerate(self.layers):
+            qkv, out, gate_up, down = rows[0][index] if rows else (layer.qkv, layer.out, layer.gate_up, layer.down)
+            mixed = _product(qkv, _rms(x, layer.before))
+            query, key, value = _heads(layer, mixed.view(batch, count, -1, layer.head_width), turns)
+            keys, values = cache.write(index, key, value)
+            found = F.scaled_dot_product_attention(
+                query, keys, values, seen, is_causal=causal, scale=layer.scale, enable_gqa=layer.heads != layer.shared
+            )
+            x = x + out(found.transpose(1, 2).reshape(len(x), -1))
+            gate, up = _product(gate_up, _rms(x, layer.between)).chunk(2, -1)
+            x = x + down(layer.act(gate) * up)
+        last = _rms(x.view(batch, count, width)[:, -keep:].reshape(-1, width), self.lm.model.norm)
+        return (rows[1] if rows else self.lm.lm_head)(last).view(batch, min(keep, count), -1)
+
+    def _turns(self, cache: KVCache, count: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and signed sines for the announced tokens: [count, 1, Dh], or [B, count, 1, Dh] with holes."""
+        if cache.tables is None:
+            cos, sin = self.lm.model.rotary_emb(like, torch.arange(cache.capacity, device=like.device)[None])
+            half = sin.shape[-1] // 2
+            sin = torch.cat((-sin[..., :half], sin[..., half:]), -1)
+            cache.tables = cos[0, :, None], sin[0, :, None]
+        cos, sin = cache.tables
+        if cache.filled is None:
+            return cos[cache.length : cache.length + count], sin[cache.length : cache.length + count]
+        places = cache.positions(count, like.device)
+        return cos[places], sin[places]
+
+    def _prepared(self) -> tuple[list[tuple[Matrix, ...]], Matrix] | None:
+        """The matrices for single rows, made again when a parameter has changed; None where they cost too much."""
+        linears = [linear for layer in self.layers for linear in layer.linears] + [self.lm.lm_head]
+        weights = [linear.weight for linear in linears]
+        stamp = [(w.data_ptr(), 0 if w.is_inference() else w._version) for w in weights]
+        with self._lock:
+            if self._rows is None or self._rows[0] != stamp:
+                if sum(w.numel() * w.element_size() for w in weights) > _COPIED_AT_MOST:
+                    return None
+                layers = [(Matrix(*x.qkv), Matrix(x.out), Matrix(*x.gate_up), Matrix(x.down)) for x in self.layers]
+                self._rows = stamp, layers, Matrix(self.lm.lm_head)
+            return self._rows[1:]
+
+
+def _product(parts: Any, x: Tensor) -> Tensor:
+    """Several linear layers over one input, side by side."""
+    return torch.cat([part(x) for part in parts], -1) if isinstance(parts, tuple) else parts(x)
+
+
+def _heads(layer: _Layer, mixed: Tensor, turns: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """[B, T, H + 2 Hk, Dh] -> queries [B, H, T, Dh], keys and values [B, Hk, T, Dh]; the first two are rotated."""
+    both = layer.heads + layer.shared
+    turned, value = mixed[:, :, :both], mixed[:, :, both:]
+    if layer.norms:
+        query, key = turned[:, :, : layer.heads], turned[:, :, layer.heads :]
+        turned = torch.cat((_rms(query, layer.norms[0]), _rms(key, layer.norms[1])), 2)
+    cos, sin = turns
+    other = turned.unflatten(-1, (2, -1)).flip(-2).flatten(-2)
+    turned = (turned * cos + other * sin).transpose(1, 2)
+    return turned[:, : layer.heads], turned[:, layer.heads :], value.transpose(1, 2)
+
+
+def _rms(x: Tensor, norm: Any) -> Tensor:
+    """Root mean square norm (Zhang and Sennrich, 2019) in float32, rounded before the weight is applied."""
+    wide = x.float()
+    if x.device.type == "cpu" and x.numel() == norm.weight.numel():
+        flat = wide.view(-1)
+        wide = wide * (torch.dot(flat, flat).item() / len(flat) + norm.variance_epsilon) ** -0.5
+    else:
+        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + norm.variance_epsilon)
+    return norm.weight * wide.to(x.dtype)
