@@ -2,73 +2,207 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from mm.decoders.causal import CausalDecoder, greedy
-from mm.errors import ResourceLimitError
-from mm.kernels.cache import KVPrefix
+from mm.decoders.base import Decoder
+from mm.errors import InputError, ResourceLimitError
+from mm.sampling import GREEDY, Chooser, Sampling
+from mm.writing import Writing, whole_text
 
 
 @dataclass
 class Row:
-    """One answer as it grows. finish_reason: `stop` (the model ended it) or `length`; None while it grows."""
+    """One answer as it grows.
+
+    finish_reason: None while it grows; `stop` (the model ended it, or a stop string came), `length` or `cancelled`.
+    text: without the stop string; there once there is a finish_reason. `deltas` gives it as it grows.
+    """
 
     ids: list[int] = field(default_factory=list)
     finish_reason: str | None = None
+    text: str = ""
+
+
+@dataclass
+class _Request:
+    """What one row asks for, and its answer so far."""
+
+    prefix: Any
+    prompt: list[int]
+    choose: Chooser
+    writing: Writing | None
+    row: Row = field(default_factory=Row)
+
+    @property
+    def length(self) -> int:
+        return len(self.prompt) + (self.prefix.length if self.prefix is not None else 0)
 
 
 @torch.inference_mode()
 def generate(
-    decoder: CausalDecoder, prefix: KVPrefix, prompt_ids: list[int], *, max_new_tokens: int
+    decoder: Decoder,
+    prefix: Any,
+    prompt_ids: Sequence[int] | Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    sampling: Sampling | Sequence[Sampling] = GREEDY,
+    stop: Sequence[str] = (),
+    cancel: threading.Event | None = None,
 ) -> Iterator[list[Row]]:
-    """Greedy answers to one prompt for every row of `prefix`; yields the rows after each token.
+    """Answers that begin after a prefix and a prompt; yields the rows after each token, the same list every time.
+
+    prefix: what the decoder has read, for every row of it or, with one row, for every prompt; a list of such prefixes,
+        which may differ in length; or None. It is left as it was.
+    prompt_ids: one prompt for all rows, or one for each. Rows answer in a batch what they answer alone.
+    sampling: one for all rows, or one for each.
+    stop: strings that end an answer; the text ends before them.
+    cancel: once it is set, unfinished rows end as `cancelled` at their next token. Closing the iterator ends it too.
 
     Raises:
+        InputError: max_new_tokens is not a whole number above 0, or rows, prompts and samplings differ in number.
         ResourceLimitError: prefix, prompt and answer together do not fit the decoder's context.
     """
-    needed = prefix.length + len(prompt_ids) + max_new_tokens
-    if needed > decoder.context:
-        room = decoder.context - prefix.length - len(prompt_ids)
-        raise ResourceLimitError(
-            f"picture ({prefix.length}), prompt ({len(prompt_ids)}) and answer ({max_new_tokens}) need {needed} "
-            f"tokens, the decoder reads {decoder.context}; max_new_tokens may be at most {max(room, 0)} here"
-        )
-    end = decoder.tokenizer.eos_token_id
-    rows = [Row() for _ in range(prefix.batch)]
-    ids = torch.tensor([prompt_ids] * prefix.batch)
-    logits, cache = decoder.extend(decoder.embed(ids), prefix)
+    whole = isinstance(max_new_tokens, int) and not isinstance(max_new_tokens, bool)
+    if not whole or max_new_tokens < 1:
+        raise InputError(f"max_new_tokens: expected a whole number from 1, got {max_new_tokens!r}")
+    if isinstance(stop, str) or not all(isinstance(text, str) and text for text in stop):
+        raise InputError(f"stop: expected a list of texts that are not empty, got {stop!r}")
+    requests = _requests(decoder, prefix, prompt_ids, sampling, stop)
+    for request in requests:
+        _check_room(decoder, request, max_new_tokens)
+    rows = [request.row for request in requests]
+    groups = [_Group(decoder, group, max_new_tokens) for group in _grouped(decoder, requests)]
     for count in range(1, max_new_tokens + 1):
-        chosen = greedy(logits)
-        _append(rows, chosen, end, last=count == max_new_tokens)
-        yield rows
-        if all(row.finish_reason for row in rows):
+        if cancel is not None and cancel.is_set():
+            _cancel(decoder, requests)
+            yield rows
             return
-        logits, cache = decoder.extend(decoder.embed(chosen[:, None]), cache)
+        for group in groups:
+            group.step(last=count == max_new_tokens)
+        yield rows
+        groups = [group for group in groups if group.growing]
+        if not groups:
+            return
 
 
-def _append(rows: list[Row], chosen: Tensor, end: int, *, last: bool) -> None:
-    for row, token in zip(rows, chosen.tolist(), strict=True):
-        if row.finish_reason:
-            continue
-        if token == end:
-            row.finish_reason = "stop"
-            continue
-        row.ids.append(token)
-        if last:
-            row.finish_reason = "length"
+class _Group:
+    """Rows that share a cache."""
+
+    def __init__(self, decoder: Decoder, requests: list[_Request], max_new_tokens: int) -> None:
+        self.decoder, self.requests = decoder, requests
+        longest = max(len(r.prompt) for r in requests)
+        begun = max(r.length - len(r.prompt) for r in requests)
+        capacity = begun + longest + max_new_tokens - 1
+        prefixes = [r.prefix for r in requests if r.prefix is not None]
+        self.cache = decoder.fork(prefixes, capacity) if prefixes else decoder.start(len(requests), capacity)
+        filler = requests[0].prompt[0]
+        ids = [[filler] * (longest - len(r.prompt)) + r.prompt for r in requests]
+        lengths = [len(r.prompt) for r in requests]
+        self._ids, self._lengths = torch.tensor(ids), lengths
+
+    @property
+    def growing(self) -> bool:
+        return any(r.row.finish_reason is None for r in self.requests)
+
+    def step(self, *, last: bool) -> None:
+        """Reads what is new, the prompts first, and gives every row that still grows its next token."""
+        logits, _ = self.decoder.extend(self.decoder.embed(self._ids), self.cache, lengths=self._lengths)
+        chosen = self._chosen(logits)
+        for request, token in zip(self.requests, chosen, strict=True):
+            if request.row.finish_reason is None:
+                _append(self.decoder, request, token, last=last)
+        self._ids, self._lengths = torch.tensor(chosen)[:, None], None
+
+    def _chosen(self, logits: Tensor) -> list[int]:
+        if all(r.choose.sampling.plain for r in self.requests):
+            return logits.argmax(-1).tolist()
+        return [r.choose(row) for r, row in zip(self.requests, logits, strict=True)]
 
 
-def deltas(decoder: CausalDecoder, steps: Iterator[list[Row]]) -> Iterator[str]:
-    """The text of the first row as it grows; only whole characters are given out."""
-    given = ""
+def _requests(decoder: Decoder, prefix: Any, prompt_ids: Any, sampling: Any, stop: Sequence[str]) -> list[_Request]:
+    many = bool(len(prompt_ids)) and not isinstance(prompt_ids[0], int)
+    prompts = [list(prompt) for prompt in prompt_ids] if many else [list(prompt_ids)]
+    if not all(prompts):
+        raise InputError("prompt_ids: expected at least one token in every prompt, got none")
+    given = list(prefix) if isinstance(prefix, (list, tuple)) else [prefix]
+    prefixes = [p if p is None or p.batch == 1 else p[i] for p in given for i in range(1 if p is None else p.batch)]
+    samplings = [sampling] if isinstance(sampling, Sampling) else list(sampling)
+    count = max(len(prompts), len(prefixes))
+    for name, values in (("prefixes", prefixes), ("prompts", prompts), ("samplings", samplings)):
+        if len(values) not in (1, count):
+            raise InputError(f"{name}: expected 1 or {count}, one for each row, got {len(values)}")
+    every = (values * count if len(values) == 1 else values for values in (prefixes, prompts, samplings))
+    return [
+        _Request(prefix, prompt, Chooser(how, prompt), Writing(decoder, stop) if stop else None)
+        for prefix, prompt, how in zip(*every, strict=True)
+    ]
+
+
+def _check_room(decoder: Decoder, request: _Request, max_new_tokens: int) -> None:
+    needed = request.length + max_new_tokens
+    if needed > decoder.context:
+        prompt = len(request.prompt)
+        raise ResourceLimitError(
+            f"picture ({request.length - prompt}), prompt ({prompt}) and answer ({max_new_tokens}) need {needed} "
+            f"tokens, the decoder reads {decoder.context}; "
+            f"max_new_tokens may be at most {max(decoder.context - request.length, 0)} here"
+        )
+
+
+def _grouped(decoder: Decoder, requests: list[_Request]) -> list[list[_Request]]:
+    """All rows together where a cache may be ragged, otherwise those whose prefixes and prompts are equally long."""
+    groups: dict[Any, list[_Request]] = {}
+    for request in requests:
+        shape = None if decoder.ragged else (request.length, len(request.prompt))
+        groups.setdefault(shape, []).append(request)
+    return list(groups.values())
+
+
+def _append(decoder: Decoder, request: _Request, token: int, *, last: bool) -> None:
+    row = request.row
+    if token in decoder.ends:
+        _finish(decoder, request, "stop")
+        return
+    row.ids.append(token)
+    if request.writing is not None:
+        request.writing.add([token])
+        if request.writing.stopped:
+            _finish(decoder, request, "stop")
+            return
+    if last:
+        _finish(decoder, request, "length")
+
+
+def _finish(decoder: Decoder, request: _Request, reason: str) -> None:
+    row = request.row
+    if request.writing is None:
+        row.text = whole_text(decoder, row.ids)
+    else:
+        request.writing.add([], last=True)
+        row.text = request.writing.text
+    row.finish_reason = reason
+
+
+def _cancel(decoder: Decoder, requests: list[_Request]) -> None:
+    for request in requests:
+        if request.row.finish_reason is None:
+            _finish(decoder, request, "cancelled")
+
+
+def deltas(decoder: Decoder, steps: Iterator[list[Row]], stop: Sequence[str] = ()) -> Iterator[str]:
+    """The text of the first row as it grows, in whole characters; the pieces joined are its final text.
+
+    stop: the strings that `generate` was given.
+    """
+    writing, read = Writing(decoder, stop), 0
     for rows in steps:
-        text = decoder.text(rows[0].ids)
-        if text.endswith("\ufffd") and not rows[0].finish_reason:
-            continue
-        if len(text) > len(given):
-            yield text[len(given) :]
-            given = text
+        new, read = rows[0].ids[read:], len(rows[0].ids)
+        piece = writing.add(new, last=rows[0].finish_reason is not None)
+        if piece:
+            yield piece

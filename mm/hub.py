@@ -14,7 +14,7 @@ from typing import Any, Literal
 from mm.checkpoint import PICKLES, no_pickles
 from mm.errors import CheckpointError, nearest
 from mm.names import Reference, parse
-from mm.zoo import CHECKPOINTS, EMBEDDED, MODELS
+from mm.zoo import EMBEDDED, MODELS
 
 Form = Literal["open_clip", "timm"]
 
@@ -73,7 +73,7 @@ def _folder(path: Path) -> Path:
         )
     if path.suffix in PICKLES and path.is_file():
         raise CheckpointError(f"{path.name}: {no_pickles()}")
-    raise CheckpointError(f"no model {path.name!r}: no such folder." + nearest(str(path), [*MODELS, *CHECKPOINTS]))
+    raise CheckpointError(f"no model {path.name!r}: no such folder." + nearest(str(path), MODELS))
 
 
 def _timm_repository(found: Reference) -> str:
@@ -126,7 +126,7 @@ def _snapshot(repository: str, revision: str | None, form: Form | None) -> Locat
     except errors.GatedRepoError:
         raise CheckpointError(f"{at}: its owner asks you to accept terms on the hub, then `hf auth login`") from None
     except errors.RepositoryNotFoundError:
-        hint = nearest(f"hf:{repository}", CHECKPOINTS.values())
+        hint = nearest(f"hf:{repository}", (entry.reference for entry in MODELS.values()))
         raise CheckpointError(f"{at}: the hub has no such repository, or it is private.{hint}") from None
     except errors.RevisionNotFoundError:
         raise CheckpointError(f"{at}: the repository has no such revision") from None

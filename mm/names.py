@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from mm.errors import CheckpointError, InputError, nearest
-from mm.zoo import CHECKPOINTS, MODELS, reference
+from mm.zoo import MODELS, reference
 
 Kind = Literal["embedded", "folder", "hub", "open_clip", "timm"]
 
@@ -71,24 +71,18 @@ def parse(name: str | os.PathLike[str]) -> Reference:
     if not isinstance(name, str):
         raise InputError(f"model: expected {FORMS}, got {type(name).__name__}")
     if name in MODELS:
-        return Reference("embedded", name)
-    known = reference(name)
-    if known is not None:
-        return parse(known)
+        source = reference(name)
+        return parse(source) if source else Reference("embedded", name)
     scheme, colon, rest = name.partition(":")
     if colon and scheme in _SCHEMES:
         return {"hf": _hub, "open_clip": _open_clip, "timm": _timm}[scheme](rest)
     if _looks_like_path(name):
         return _folder(name)
     if colon and len(scheme) > 1:
-        raise CheckpointError(f"no model {name!r}: {scheme!r} is no source; expected {FORMS}." + nearest(name, _known()))
+        raise CheckpointError(f"no model {name!r}: {scheme!r} is no source; expected {FORMS}." + nearest(name, MODELS))
     if _HUB_ID.fullmatch(name.partition("@")[0]):
         return _hub(name)
-    raise CheckpointError(f"no model {name!r}: expected {FORMS}." + nearest(name, _known()))
-
-
-def _known() -> list[str]:
-    return [*MODELS, *CHECKPOINTS]
+    raise CheckpointError(f"no model {name!r}: expected {FORMS}." + nearest(name, MODELS))
 
 
 def _looks_like_path(name: str) -> bool:
@@ -115,7 +109,7 @@ def _hub(text: str) -> Reference:
     name, revision = _split_revision(text, f"hf:{text}")
     plain_name(name, "hub id")
     if not _HUB_ID.fullmatch(name) or ".." in name or "--" in name:
-        raise CheckpointError(f"hub id {text!r}: expected org/name or org/name@revision." + nearest(text, _known()))
+        raise CheckpointError(f"hub id {text!r}: expected org/name or org/name@revision." + nearest(text, MODELS))
     return Reference("hub", name, revision)
 
 

@@ -209,7 +209,6 @@ def _entries() -> list[Entry]:
 
 
 MODELS: dict[str, Entry] = {entry.name: entry for entry in _entries()}
-CHECKPOINTS: dict[str, str] = {}  # a name of the library's -> a reference as `mm.names.parse` reads it
 
 EMBEDDED = Path(__file__).resolve().parent / "weights"
 
@@ -221,11 +220,6 @@ def reference(name: str) -> str | None:
     """
     entry = MODELS.get(name)
     return entry.reference or None if entry else None
-
-
-def reference(name: str) -> str | None:
-    """Where a published checkpoint comes from: `hf:org/name@commit`, `open_clip:NAME/TAG` or `timm:NAME`."""
-    return CHECKPOINTS.get(name)
 
 
 def find(name: str) -> Path:

@@ -22,11 +22,14 @@ class Decoder(nn.Module):
     several threads. A *cache* is where one answer, or one batch of answers, goes on.
     """
 
-    ragged = False  # whether the rows of one cache may differ in length
-
     def __init__(self, lm: Any, tokenizer: Any) -> None:
         super().__init__()
         self.lm, self.tokenizer = lm, tokenizer
+
+    @property
+    def ragged(self) -> bool:
+        """Whether the rows of one cache may differ in length."""
+        return False
 
     @cached_property
     def context(self) -> int:
@@ -82,7 +85,7 @@ class Decoder(nn.Module):
             capacity = (past.length if past is not None else 0) + embeds.shape[1]
             cache = self.start(len(embeds), capacity) if past is None else self.fork([past], capacity)
         self._check_room(cache, embeds.shape[1])
-        logits = self._read(embeds.to(self.lm.dtype), cache, lengths, keep or 1).float()
+        logits = self._read(embeds.to(self.lm.get_input_embeddings().weight.dtype), cache, lengths, keep or 1).float()
         return logits if keep else logits[:, -1], cache.prefix() if fresh else cache
 
     def _read(self, embeds: Tensor, cache: Any, lengths: Sequence[int] | None, keep: int) -> Tensor:
@@ -90,7 +93,8 @@ class Decoder(nn.Module):
         raise NotImplementedError
 
     def _check_room(self, cache: Any, count: int) -> None:
-        room = min(cache.capacity, self.context)
+        holes = getattr(cache, "filled", None) is not None  # then slots are more than any row's tokens
+        room = cache.capacity if holes else min(cache.capacity, self.context)
         if cache.length + count > room:
             raise ResourceLimitError(
                 f"the decoder has read {cache.length} tokens and should read {count} more, but there is room for {room}"

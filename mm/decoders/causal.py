@@ -24,7 +24,7 @@ class CausalDecoder(Decoder):
         return LeanLlama(self.lm) if LeanLlama.fits(self.lm) else None
 
     @property
-    def ragged(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def ragged(self) -> bool:
         """A sliding window counts slots, so a row with holes would see too few of its own tokens."""
         return getattr(self.lm.config.get_text_config(), "sliding_window", None) is None or self.lean is not None
 

@@ -9,7 +9,6 @@ about half the speed of memory; laid out in blocks of `_COLUMNS` outputs it come
 
 from __future__ import annotations
 
-import threading
 from typing import Any
 
 import torch
@@ -75,7 +74,6 @@ class LeanLlama:
     def __init__(self, lm: Any) -> None:
         self.lm = lm
         self.layers = [_Layer(module) for module in lm.model.layers]
-        self._lock = threading.Lock()
         self._rows: tuple[Any, list[tuple[Matrix, ...]], Matrix] | None = None
 
     @staticmethod
@@ -129,13 +127,13 @@ class LeanLlama:
         linears = [linear for layer in self.layers for linear in layer.linears] + [self.lm.lm_head]
         weights = [linear.weight for linear in linears]
         stamp = [(w.data_ptr(), 0 if w.is_inference() else w._version) for w in weights]
-        with self._lock:
-            if self._rows is None or self._rows[0] != stamp:
-                if sum(w.numel() * w.element_size() for w in weights) > _COPIED_AT_MOST:
-                    return None
-                layers = [(Matrix(*x.qkv), Matrix(x.out), Matrix(*x.gate_up), Matrix(x.down)) for x in self.layers]
-                self._rows = stamp, layers, Matrix(self.lm.lm_head)
-            return self._rows[1:]
+        rows = self._rows
+        if rows is None or rows[0] != stamp:
+            if sum(w.numel() * w.element_size() for w in weights) > _COPIED_AT_MOST:
+                return None
+            layers = [(Matrix(*x.qkv), Matrix(x.out), Matrix(*x.gate_up), Matrix(x.down)) for x in self.layers]
+            rows = self._rows = stamp, layers, Matrix(self.lm.lm_head)
+        return rows[1:]
 
 
 def _product(parts: Any, x: Tensor) -> Tensor:

@@ -1,0 +1,194 @@
+"""Text-driven matting after CLIPMat: which thing is meant comes from the words, its edges from the pixels.
+
+Li, Zhang and Tao, "Referring Image Matting" (CVPR 2023, arXiv 2206.05149), sections 4.1 to 4.3, describe it; neither
+code nor weights were ever released, so this is our own network from that description, and no published checkpoint
+fits it. Its parts keep the paper's names: context prompt, text-driven semantic pop-up, multi-level details extractor.
+Three things are ours, so that a small network learns quickly: the pop-up keeps the vision tokens beside what the text
+adds to them, the text also modulates each decoder step (FiLM), and the pooled embedding is one more text token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mm.encoders.base import ImageFeatures, TextFeatures
+from mm.heads.clipseg_style import Film
+
+
+@dataclass(frozen=True)
+class ClipMatConfig:
+    """width: of the image tokens; text_width: of the text tokens; embedding: of the pooled ones.
+
+    dim: of the pop-up. context: learnable vectors behind the text. template: what a label is put into, with one {}.
+    layer_widths: of the earlier maps that the details extractor reads, finest first; detail_widths: of the decoder
+    at the pixels and at each of those maps; semantic_widths: of the other decoder, at the two coarsest maps.
+    """
+
+    width: int
+    text_width: int
+    embedding: int
+    dim: int
+    heads: int
+    context: int
+    template: str
+    layers: tuple[int, ...]
+    layer_widths: tuple[int, ...]
+    detail_widths: tuple[int, ...]
+    semantic_widths: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class MatteLogits:
+    """semantic: float[Q, 3, h, w], background, unknown, foreground; detail: float[Q, H, W] at the pixels."""
+
+    semantic: Tensor
+    detail: Tensor
+
+    def classes(self) -> Tensor:
+        """float32[Q, 3, H, W]: the semantic logits at the pixels."""
+        return F.interpolate(self.semantic.float(), self.detail.shape[-2:], mode="bilinear", align_corners=False)
+
+    def alpha(self) -> Tensor:
+        """float32[Q, H, W] in 0..1: the details where unknown, 1 where foreground.
+
+        As the authors' fusion (GFM, "Bridging Composite and Real", IJCV 2022), with the probabilities in the place of
+        the most likely class, so that a doubtful class costs only its share and the loss reaches both decoders.
+        """
+        _, unknown, foreground = self.classes().softmax(1).unbind(1)
+        return foreground + unknown * self.detail.float().sigmoid()
+
+
+class ContextPrompt(nn.Module):
+    """The words as keys: the text tower's tokens, its pooled embedding, and vectors that are learnt."""
+
+    def __init__(self, text_width: int, embedding: int, dim: int, context: int) -> None:
+        super().__init__()
+        self.norm, self.tokens = nn.LayerNorm(text_width), nn.Linear(text_width, dim)
+        self.pooled = nn.Linear(embedding, dim)
+        self.context = nn.Parameter(torch.randn(context, dim) * 0.02)
+
+    def forward(self, text: TextFeatures, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        """pooled: float[Q, E], of one length -> keys float[Q, L + 1 + C, dim], and bool of those to leave out."""
+        tokens = self.tokens(self.norm(text.tokens))
+        context = self.context.expand(len(tokens), -1, -1)
+        keys = torch.cat([tokens, self.pooled(pooled)[:, None], context.to(tokens.dtype)], 1)
+        absent = ~text.mask.to(keys.device)
+        return keys, F.pad(absent, (0, keys.shape[1] - absent.shape[1]), value=False)
+
+
+class PopUp(nn.Module):
+    """Text-driven semantic pop-up: vision tokens ask the words, then each other (section 4.2)."""
+
+    def __init__(self, width: int, dim: int, heads: int) -> None:
+        super().__init__()
+        self.norm, self.reduce = nn.LayerNorm(width), nn.Linear(width, dim)
+        self.cross = nn.MultiheadAttention(dim, heads, batch_first=True)
+        self.self_norm, self.self_attention = nn.LayerNorm(dim), nn.MultiheadAttention(dim, heads, batch_first=True)
+        self.mlp = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
+
+    def forward(self, tokens: Tensor, keys: Tensor, absent: Tensor, owner: Tensor) -> Tensor:
+        """tokens: float[B, N, D] -> float[Q, N, dim]."""
+        x = self.reduce(self.norm(tokens))[owner]
+        x = x + self.cross(x, keys, keys, key_padding_mask=absent, need_weights=False)[0]
+        y = self.self_norm(x)
+        x = x + self.self_attention(y, y, y, need_weights=False)[0]
+        return x + self.mlp(x)
+
+
+def _block(inside: int, outside: int) -> nn.Sequential:
+    """Conv, BN, ReLU."""
+    return nn.Sequential(
+        nn.Conv2d(inside, outside, 3, padding=1, bias=False), nn.BatchNorm2d(outside), nn.ReLU(inplace=True)
+    )
+
+
+class DetailsExtractor(nn.Module):
+    """Multi-level details: at each step an earlier map beside the picture pooled to its size (section 4.3)."""
+
+    def __init__(self, layers: Sequence[int], layer_widths: Sequence[int], widths: Sequence[int]) -> None:
+        super().__init__()
+        self.layers = tuple(layers)
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for width in layer_widths)
+        insides = [3, *(width + 3 for width in layer_widths)]
+        self.blocks = nn.ModuleList(_block(i, o) for i, o in zip(insides, widths, strict=True))
+
+    def forward(self, pixels: Tensor, image: ImageFeatures) -> list[Tensor]:
+        """float[B, C_i, H / 2^i, W / 2^i] for i = 0, 1, …, sides rounded up."""
+        maps = [self.blocks[0](pixels)]
+        size = pixels.shape[-2:]
+        for layer, norm, block in zip(self.layers, self.norms, self.blocks[1:], strict=False):
+            size = (-(-size[0] // 2), -(-size[1] // 2))
+            earlier = norm(image.layers[layer]).transpose(1, 2).unflatten(2, image.layer_grids[layer])
+            if earlier.shape[-2:] != size:
+                earlier = F.interpolate(earlier, size, mode="bilinear", align_corners=False)
+            small = F.adaptive_avg_pool2d(pixels, size)
+            maps.append(block(torch.cat([earlier, small.to(earlier.dtype)], 1)))
+        return maps
+
+
+class _Step(nn.Module):
+    """Up to a finer map, joined with its details, modulated by the text and smoothed."""
+
+    def __init__(self, above: int, detail: int, channels: int, embedding: int) -> None:
+        super().__init__()
+        self.reduce, self.detail = nn.Conv2d(above, channels, 1), nn.Conv2d(detail, channels, 1)
+        self.film, self.block = Film(embedding, channels), _block(channels, channels)
+
+    def forward(self, above: Tensor, detail: Tensor, text: Tensor, owner: Tensor) -> Tensor:
+        up = F.interpolate(self.reduce(above), detail.shape[-2:], mode="bilinear", align_corners=False)
+        return up + self.block(self.film(up + self.detail(detail)[owner], text))
+
+
+class ClipMatHead(nn.Module):
+    """(picture, text) pairs to trimap classes and alpha, for the features of any encoder that read the pixels."""
+
+    def __init__(
+        self, *, width: int, text_width: int, embedding: int, dim: int, heads: int, context: int, template: str,
+        layers: Sequence[int], layer_widths: Sequence[int], detail_widths: Sequence[int],
+        semantic_widths: Sequence[int],
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.template = template
+        self.prompt = ContextPrompt(text_width, embedding, dim, context)
+        self.pop_up = PopUp(width, dim, heads)
+        self.details = DetailsExtractor(layers, layer_widths, detail_widths)
+        self.semantic_steps = self._steps(dim, detail_widths[-2:], semantic_widths, embedding)
+        self.detail_steps = self._steps(dim, detail_widths, detail_widths, embedding)
+        self.semantic_out = nn.Conv2d(semantic_widths[0], 3, 1)
+        last = detail_widths[0]
+        self.detail_out = nn.Sequential(_block(last, last), nn.Conv2d(last, 1, 3, padding=1))
+        assert self.semantic_out.bias is not None
+        with torch.no_grad():
+            self.semantic_out.bias[0] += 2.0  # most of a picture is not what is asked for
+
+    @staticmethod
+    def _steps(dim: int, details: Sequence[int], widths: Sequence[int], embedding: int) -> nn.ModuleList:
+        above = [*widths[1:], dim]
+        return nn.ModuleList(_Step(a, d, w, embedding) for a, d, w in zip(above, details, widths, strict=True))
+
+    def asks(self, label: str) -> str:
+        """The label in the template that the head was trained with."""
+        return self.template.format(label)
+
+    def forward(self, pixels: Tensor, image: ImageFeatures, text: TextFeatures, owner: Tensor) -> MatteLogits:
+        """pixels: float[B, 3, H, W], those `image` was made from; text: one row for each of the Q questions; owner:
+        int64[Q], the picture of each. What depends on the picture alone is computed once a picture."""
+        pooled = F.normalize(text.pooled.float(), dim=-1) * text.pooled.shape[-1] ** 0.5
+        keys, absent = self.prompt(text, pooled)
+        tokens = self.pop_up(image.tokens, keys, absent, owner)
+        coarse = tokens.transpose(1, 2).unflatten(2, image.grid)
+        details = self.details(pixels, image)
+        semantic = self._decode(self.semantic_steps, coarse, details[-2:], pooled, owner)
+        fine = self._decode(self.detail_steps, coarse, details, pooled, owner)
+        return MatteLogits(self.semantic_out(semantic), self.detail_out(fine)[:, 0])
+
+    @staticmethod
+    def _decode(steps: nn.ModuleList, x: Tensor, details: list[Tensor], text: Tensor, owner: Tensor) -> Tensor:
+        for step, detail in zip(reversed(steps), reversed(details), strict=True):
+            x = step(x, detail, text, owner)
+        return x
