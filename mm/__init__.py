@@ -13,24 +13,38 @@ from mm.version import __version__
 
 if TYPE_CHECKING:
     import mm.errors as errors
+    from mm.loading import load
     from mm.tasks.ask import ask
     from mm.tasks.caption import caption
     from mm.tasks.classify import classify
     from mm.tasks.detect import detect
     from mm.tasks.embed import embed
     from mm.tasks.encode import encode
+    from mm.tasks.matte import matte
     from mm.tasks.segment import segment
 
-__all__ = ["__version__", "ask", "caption", "classify", "detect", "embed", "encode", "errors", "segment"]
+__all__ = [
+    "__version__",
+    "ask",
+    "caption",
+    "classify",
+    "detect",
+    "embed",
+    "encode",
+    "errors",
+    "load",
+    "matte",
+    "segment",
+]
 
 
 def __getattr__(name: str) -> Any:
-    """The face name `name`: a task function, or the module `mm.errors`. Everything else is no attribute."""
+    """The face name `name`: a task, `load`, or the module `mm.errors`. Everything else is no attribute."""
     if name not in __all__:
         raise AttributeError(f"module 'mm' has no attribute {name!r}; it offers {', '.join(__all__)}")
     if name == "errors":
         return import_module("mm.errors")
-    return getattr(import_module(f"mm.tasks.{name}"), name)
+    return getattr(import_module("mm.loading" if name == "load" else f"mm.tasks.{name}"), name)
 
 
 def __dir__() -> list[str]:

@@ -15,6 +15,7 @@ from mm.encoders.base import ImageFeatures
 from mm.geometry import Geometry
 from mm.images import Picture
 from mm.kernels.cache import KVPrefix
+from mm.store import FeatureStore, feature_key
 
 if TYPE_CHECKING:
     from mm.joined import Joined
@@ -47,16 +48,29 @@ class Encoded:
             return self._prefix[0]
 
 
-def encode_pictures(joined: Joined, pictures: list[Picture]) -> list[Encoded]:
-    """One encoder pass for all whose inputs have one size, one value for each picture, in their order."""
+def encode_pictures(joined: Joined, pictures: list[Picture], store: FeatureStore | None = None) -> list[Encoded]:
+    """One encoder pass for all whose inputs have one size, one value for each picture, in their order.
+
+    store: pictures whose features it holds pass no encoder; those of the others are kept there.
+    """
     plans = [joined.geometry(p) for p in pictures]
+    notes = [p.notes for p in pictures]
+    keys = [feature_key(joined, p) for p in pictures] if store else []
     rows: dict[int, ImageFeatures] = {}
-    for size in dict.fromkeys(plan.input_hw for plan in plans):
-        members = [i for i, plan in enumerate(plans) if plan.input_hw == size]
+    if store:
+        device = next(iter(joined.encoder.parameters())).device
+        rows = {i: found for i, key in enumerate(keys) if (found := store.get(key, device)) is not None}
+    fresh = [i for i in range(len(pictures)) if i not in rows]
+    for size in dict.fromkeys(plans[i].input_hw for i in fresh):
+        members = [i for i in fresh if plans[i].input_hw == size]
         features = joined.encode([pictures[i] for i in members])
         rows |= {i: _row(features, place) for place, i in enumerate(members)}
+    if store:
+        for i in fresh:
+            said = store.put(keys[i], rows[i])
+            notes[i] += (said,) if said else ()
     return [
-        Encoded(joined.name, p.name, p.size_hw, p.digest, p.notes, plan, rows[i])
+        Encoded(joined.name, p.name, p.size_hw, p.digest, notes[i], plan, rows[i])
         for i, (p, plan) in enumerate(zip(pictures, plans, strict=True))
     ]
 

@@ -27,14 +27,12 @@ ONE: _Triple = (1.0, 1.0, 1.0)
 
 @dataclass(frozen=True)
 class Texts:
-    """How a family's text tower was fed. length: tokens. canonical: the result of the published tokenizer's own
-    clean-up on `Some_Text, HERE!`. fill: padded to `length`, because the last place is pooled. ends: the spellings
-    that the last mark may have; a tuple that holds "" allows none."""
+    """How a family's text tower was fed. begin: marks in front of a text; one stands behind it. canonical: of
+    `mm.encoders.text.canonical_form`. fill: padded to the tower's length, because the last place is pooled."""
 
-    length: int
+    begin: int
     canonical: str
     fill: bool
-    ends: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -51,16 +49,15 @@ class Family:
     parity: str
 
 
-_CLIP_TEXT = Texts(77, "lower", False, ("<|endoftext|>", "<end_of_text>"))
-_SIGLIP_TEXT = Texts(64, "letters", True, ("</s>",))
-_SIGLIP2_TEXT = Texts(64, "letters", True, ("<eos>", "</s>"))
+_CLIP_TEXT = Texts(1, "lower", False)
+_SIGLIP_TEXT = Texts(0, "letters", True)
 
 FAMILIES: dict[str, Family] = {
     "clip": Family(CLIP_MEAN, CLIP_STD, ("bicubic",), "crop", True, _CLIP_TEXT, ""),
     "clip-half": Family(HALF, HALF, ("bicubic",), "crop", True, _CLIP_TEXT, ""),
     "siglip": Family(HALF, HALF, ("bicubic",), "squash", True, _SIGLIP_TEXT, ""),
-    "siglip2": Family(HALF, HALF, ("bilinear", "bicubic"), "squash", True, _SIGLIP2_TEXT, ""),
-    "siglip2-naflex": Family(HALF, HALF, ("bilinear",), "patches", False, _SIGLIP2_TEXT, ""),
+    "siglip2": Family(HALF, HALF, ("bilinear", "bicubic"), "squash", True, _SIGLIP_TEXT, ""),
+    "siglip2-naflex": Family(HALF, HALF, ("bilinear",), "patches", False, _SIGLIP_TEXT, ""),
     "mobileclip": Family(ZERO, ONE, ("bilinear",), "crop", True, _CLIP_TEXT, ""),
     "mobileclip2-large": Family(CLIP_MEAN, CLIP_STD, ("bilinear",), "crop", True, _CLIP_TEXT, ""),
     "dinov2": Family(IMAGENET_MEAN, IMAGENET_STD, ("bicubic",), "crop", False, None, ""),
@@ -122,5 +119,6 @@ def _reads_like_gemma(folder: Path, config: dict[str, Any]) -> bool:
     if (config.get("text_config") or {}).get("vocab_size") == _GEMMA_WORDS:
         return True
     settings = folder / "tokenizer_config.json"
-    name = str(read_json(settings).get("tokenizer_class", "")) if settings.is_file() else ""
-    return "Gemma" in name or "Siglip2" in name
+    said = read_json(settings) if settings.is_file() else {}
+    name, end = str(said.get("tokenizer_class", "")), said.get("eos_token")
+    return "Gemma" in name or "Siglip2" in name or (end.get("content") if isinstance(end, dict) else end) == "<eos>"

@@ -9,14 +9,13 @@ import tempfile
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from mm.checkpoint import PICKLES, no_pickles
+from mm.encoders.build import Form
 from mm.errors import CheckpointError, nearest
 from mm.names import Reference, parse
 from mm.zoo import EMBEDDED, MODELS
-
-Form = Literal["open_clip", "timm"]
 
 _WANTED = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "README.md", "LICENSE*")
 _UNWANTED = (*(f"*{suffix}" for suffix in PICKLES), "onnx/*", "openvino/*", "coreml/*", "*.fp16.safetensors")

@@ -7,6 +7,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mm.decoders.causal import CausalDecoder
@@ -15,6 +16,7 @@ from mm.errors import InputError
 from mm.geometry import Geometry
 from mm.images import Picture
 from mm.kernels.cache import KVPrefix
+from mm.templates import AS_IS, filled
 from mm.world import World
 
 _TEXTS_AT_ONCE = 256
@@ -25,25 +27,40 @@ class TextCache:
     """Label embeddings by content: an embedding is made once, the oldest are dropped first."""
 
     def __init__(self) -> None:
-        self._rows: OrderedDict[str, tuple[Tensor, bool]] = OrderedDict()
+        self._rows: OrderedDict[tuple[str, tuple[str, ...]], tuple[Tensor, bool]] = OrderedDict()
         self._lock = threading.Lock()
 
     @torch.inference_mode()
-    def embed(self, encoder: Encoder, texts: list[str]) -> tuple[Tensor, list[bool]]:
-        """float[K, E] for K texts in their order, and which were cut; only new ones pass the text tower."""
+    def embed(
+        self, encoder: Encoder, texts: list[str], templates: tuple[str, ...] = AS_IS
+    ) -> tuple[Tensor, list[bool]]:
+        """float[K, E] for K texts in their order, and which were cut; only new ones pass the text tower.
+
+        templates: each text is read inside every one of them, and its row is the mean of the normalised embeddings,
+        normalised (Radford et al. 2021, section 3.1.4). With `AS_IS` a row is the text's own, not normalised.
+        """
         with self._lock:
-            known = {text: self._rows[text] for text in texts if text in self._rows}
+            known = {text: self._rows[text, templates] for text in texts if (text, templates) in self._rows}
         new = list(dict.fromkeys(text for text in texts if text not in known))
-        for start in range(0, len(new), _TEXTS_AT_ONCE):
-            part = new[start : start + _TEXTS_AT_ONCE]
-            made = encoder.encode_text(part)
-            known |= dict(zip(part, zip(made.pooled.unbind(), made.cut, strict=True), strict=True))
+        at_once = max(1, _TEXTS_AT_ONCE // len(templates))
+        for start in range(0, len(new), at_once):
+            part = new[start : start + at_once]
+            made = encoder.encode_text([filled(template, text) for text in part for template in templates])
+            rows = made.pooled if templates == AS_IS else _means(made.pooled, len(templates))
+            cut = [any(made.cut[i : i + len(templates)]) for i in range(0, len(made.cut), len(templates))]
+            known |= dict(zip(part, zip(rows.unbind(), cut, strict=True), strict=True))
         with self._lock:
             for text in new:
-                self._rows[text] = known[text]
+                self._rows[text, templates] = known[text]
             while len(self._rows) > _TEXTS_KEPT:
                 self._rows.popitem(last=False)
         return torch.stack([known[text][0] for text in texts]), [known[text][1] for text in texts]
+
+
+def _means(pooled: Tensor, templates: int) -> Tensor:
+    """float[K * templates, E] -> float[K, E]: the direction between the normalised rows of each text."""
+    rows = F.normalize(pooled, dim=-1).unflatten(0, (-1, templates))
+    return F.normalize(rows.mean(1), dim=-1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +91,7 @@ class Joined:
     segmenter: nn.Module | None
     speaker: Speaker | None
     world: World | None
+    matter: nn.Module | None = None
     texts: TextCache = field(default_factory=TextCache)
 
     @property
@@ -103,7 +121,7 @@ class Joined:
 
     def to(self, device: str) -> Joined:
         """All parts on this device; the same value."""
-        parts = [self.encoder, self.detector, self.segmenter]
+        parts = [self.encoder, self.detector, self.segmenter, self.matter]
         speaker = [self.speaker.connector, self.speaker.decoder] if self.speaker else []
         for part in (*parts, *speaker):
             if isinstance(part, nn.Module):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from mm.errors import CheckpointError, InputError, nearest
+from mm.paths import is_device, plain_name
 from mm.zoo import MODELS, reference
 
 Kind = Literal["embedded", "folder", "hub", "open_clip", "timm"]
@@ -19,8 +20,6 @@ Kind = Literal["embedded", "folder", "hub", "open_clip", "timm"]
 FORMS = "a name of `mm models`, hf:org/name@revision, open_clip:NAME/TAG, timm:NAME, or a folder"
 
 _SCHEMES = ("hf", "open_clip", "timm")
-_DEVICES = frozenset({"con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(10))})
-_MOST_BYTES = 255  # of one part of a path, on every common file system
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 
 
@@ -38,22 +37,6 @@ class Reference:
     revision: str | None = None
     tag: str | None = None
     file: Path | None = None
-
-
-def plain_name(name: str, what: str) -> str:
-    """`name`, if it is a relative path that stays below its folder on every operating system.
-
-    Raises:
-        CheckpointError: it climbs (`..`), is absolute, names a drive, a host or a device, or holds characters that
-            some file system reads otherwise.
-    """
-    for part in name.split("/"):
-        stem = part.partition(".")[0].rstrip().casefold()
-        odd = any(ord(c) < 32 or ord(c) == 127 or c in '\\:*?"<>|' for c in part)
-        climbs = part in ("", ".", "..") or part != part.strip() or part.endswith(".")
-        if odd or climbs or stem in _DEVICES or len(part.encode("utf-8", "replace")) > _MOST_BYTES:
-            raise CheckpointError(f"{what}: {name!r} is no plain name below its folder")
-    return name
 
 
 def parse(name: str | os.PathLike[str]) -> Reference:
@@ -95,7 +78,7 @@ def _folder(path: str) -> Reference:
     """A path of the caller's, who may climb and be absolute; but it names no host and no device."""
     parts = [part for part in re.split(r"[\\/]", path) if part]
     remote = path.startswith(("\\\\", "//"))
-    if remote or "\0" in path or any(part.partition(".")[0].rstrip().casefold() in _DEVICES for part in parts):
+    if remote or "\0" in path or any(map(is_device, parts)):
         raise CheckpointError(f"no model {path!r}: this names a host or a device, not a folder")
     return Reference("folder", os.path.expanduser(path))
 

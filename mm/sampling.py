@@ -7,13 +7,20 @@ temperature, top-k (Fan et al., 2018), top-p (Holtzman et al., 2020), min-p (Ngu
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mm.errors import InputError
+
+
+def _check(name: str, value: Any, expected: str, within: Callable[[Any], bool]) -> None:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if value is not None and not (number and within(value)):
+        raise InputError(f"{name}: expected {expected}, got {value!r}")
 
 
 @dataclass(frozen=True)
@@ -56,14 +63,6 @@ class Sampling:
 
 
 GREEDY = Sampling()
-
-
-def _check(name: str, value: object, expected: str, within: object) -> None:
-    if value is None:
-        return
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not within(value):  # pyright: ignore[reportCallIssue]
-        raise InputError(f"{name}: expected {expected}, got {value!r}")
 
 
 def processed(logits: Tensor, sampling: Sampling, seen: Sequence[int]) -> Tensor:

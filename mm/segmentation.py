@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
@@ -181,6 +183,19 @@ class Matte(Result):
     def rgba(self) -> Image.Image:
         """The subject on nothing: RGBA."""
         return Image.fromarray(np.dstack([self.foreground, np.round(self.alpha * 255).astype(np.uint8)]))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the subject on nothing as an RGBA PNG; a reader of `path` never sees half of it."""
+        target = Path(path)
+        partial = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        try:
+            with open(partial, "wb") as file:
+                self.rgba().save(file, format="PNG")
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, target)
+        finally:
+            partial.unlink(missing_ok=True)
 
     def over(self, background: Any) -> Image.Image:
         """RGB on `background`: a colour (r, g, b), or a picture of the same size."""

@@ -24,6 +24,8 @@ _SIGLIP2 = "SigLIP 2 (arXiv 2502.14786), table 1"
 
 _PAIR = ("classify", "embed")
 _TOWER = ("encode",)
+_DETECT = ("detect",)
+_SEGMENT = ("segment",)
 _AMLR, _NC = "apple-amlr", "CC-BY-NC-4.0"
 _RESEARCH_ONLY = (_AMLR, _NC)
 _ASK_THE_CARD = "see model card"
@@ -158,12 +160,12 @@ _OTHERS = (
     ("apple/aimv2-large-patch14-336", _TOWER, "aimv2", "AIMv2-L/14", 309.5, "336x336", 1024, _ASK_THE_CARD),
     ("apple/aimv2-huge-patch14-224", _TOWER, "aimv2", "AIMv2-H/14", 680.9, "224x224", 1536, _ASK_THE_CARD),
     ("apple/aimv2-1B-patch14-224", _TOWER, "aimv2", "AIMv2-1B/14", 1235.0, "224x224", 2048, _ASK_THE_CARD),
-    ("google/owlvit-base-patch32", _TOWER, "owlvit", "ViT-B/32", 153.2, "768x768", 512, "Apache-2.0"),
-    ("google/owlvit-base-patch16", _TOWER, "owlvit", "ViT-B/16", 152.8, "768x768", 512, "Apache-2.0"),
-    ("google/owlvit-large-patch14", _TOWER, "owlvit", "ViT-L/14", 433.9, "840x840", 768, "Apache-2.0"),
-    ("google/owlv2-base-patch16-ensemble", _TOWER, "owlv2", "ViT-B/16", 155.0, "960x960", 512, "Apache-2.0"),
-    ("google/owlv2-large-patch14-ensemble", _TOWER, "owlv2", "ViT-L/14", 437.6, "1008x1008", 768, "Apache-2.0"),
-    ("CIDAS/clipseg-rd64-refined", _TOWER, "clipseg", "ViT-B/16", 150.7, "352x352", 512, _ASK_THE_CARD),
+    ("google/owlvit-base-patch32", _DETECT, "owlvit", "ViT-B/32", 153.2, "768x768", 512, "Apache-2.0"),
+    ("google/owlvit-base-patch16", _DETECT, "owlvit", "ViT-B/16", 152.8, "768x768", 512, "Apache-2.0"),
+    ("google/owlvit-large-patch14", _DETECT, "owlvit", "ViT-L/14", 433.9, "840x840", 768, "Apache-2.0"),
+    ("google/owlv2-base-patch16-ensemble", _DETECT, "owlv2", "ViT-B/16", 155.0, "960x960", 512, "Apache-2.0"),
+    ("google/owlv2-large-patch14-ensemble", _DETECT, "owlv2", "ViT-L/14", 437.6, "1008x1008", 768, "Apache-2.0"),
+    ("CIDAS/clipseg-rd64-refined", _SEGMENT, "clipseg", "ViT-B/16", 152.5, "352x352", 512, _ASK_THE_CARD),
 )  # fmt: skip
 
 

@@ -6,14 +6,15 @@ from typing import Any
 
 from mm.limits import DEFAULT_LIMITS, Limits
 from mm.tasks.caption import caption
-from mm.tasks.each import OnError
+from mm.tasks.each import Cache, Model, OnError
 
 
 def ask(
     image: Any,
     question: str,
     *,
-    model: str = "tiny",
+    model: Model = "tiny",
+    cache: Cache = None,
     max_new_tokens: int = 32,
     stream: bool = False,
     on_error: OnError = "raise",
@@ -28,6 +29,6 @@ def ask(
         TextInputError: the question is blank or too long. ImageInputError: an image cannot be read.
     """
     return caption(
-        image, model=model, prompt=question, max_new_tokens=max_new_tokens, stream=stream, on_error=on_error,
-        limits=limits, allow_urls=allow_urls,
+        image, model=model, cache=cache, prompt=question, max_new_tokens=max_new_tokens, stream=stream,
+        on_error=on_error, limits=limits, allow_urls=allow_urls,
     )  # fmt: skip

@@ -14,7 +14,8 @@ from mm.joined import Joined, Speaker
 from mm.kernels.cache import KVPrefix
 from mm.labels import check_text
 from mm.limits import DEFAULT_LIMITS, Limits
-from mm.tasks.each import OnError, each, source
+from mm.loading import as_model
+from mm.tasks.each import Cache, Model, OnError, each, source
 from mm.tasks.encode import encode
 from mm.types import Caption
 
@@ -49,7 +50,8 @@ class CaptionStream:
 def caption(
     image: Any,
     *,
-    model: str = "tiny",
+    model: Model = "tiny",
+    cache: Cache = None,
     prompt: str | None = None,
     max_new_tokens: int = 96,
     stream: bool = False,
@@ -73,15 +75,13 @@ def caption(
     if stream:
         if isinstance(image, (list, tuple)):
             raise InputError(f"stream: expected one image, got {len(image)}")
-        from mm.load import load
-
-        encoded = encode(image, model=model, limits=limits, allow_urls=allow_urls)
-        return CaptionStream(load(model), encoded, asked, max_new_tokens)
+        encoded = encode(image, model=model, cache=cache, limits=limits, allow_urls=allow_urls)
+        return CaptionStream(as_model(model), encoded, asked, max_new_tokens)
 
     def work(joined: Joined, encoded: list[Encoded]) -> list[Caption]:
         return _captions(joined, encoded, asked, max_new_tokens)
 
-    return each(image, work, model=model, on_error=on_error, limits=limits, allow_urls=allow_urls)
+    return each(image, work, model=model, cache=cache, on_error=on_error, limits=limits, allow_urls=allow_urls)
 
 
 @torch.inference_mode()

@@ -15,7 +15,7 @@ from mm.heads.owlvit import OwlHead
 from mm.joined import Joined
 from mm.labels import Labels, check_labels
 from mm.limits import DEFAULT_LIMITS, Limits
-from mm.tasks.each import OnError, cut_warnings, each, source, unit
+from mm.tasks.each import Cache, Model, OnError, cut_warnings, each, source, unit
 from mm.tasks.encode import encode
 from mm.types import Detections
 
@@ -27,7 +27,8 @@ def detect(
     labels: str | Iterable[str] | None = None,
     *,
     like: Any = None,
-    model: Any = "tiny",
+    model: Model = "tiny",
+    cache: Cache = None,
     threshold: float = 0.3,
     nms: float | None = 0.7,
     scores: Literal["display", "all"] = "display",
@@ -56,7 +57,7 @@ def detect(
     asked = check_labels("example" if labels is None else labels, limits)
     least, overlap = unit("threshold", threshold), None if nms is None else unit("nms", nms)
     everything = scores == "all"
-    example = None if like is None else encode(like, model=model, limits=limits, allow_urls=allow_urls)
+    example = None if like is None else encode(like, model=model, cache=cache, limits=limits, allow_urls=allow_urls)
 
     def work(joined: Joined, encoded: list[Encoded]) -> list[Detections]:
         queries, notes = _queries(joined, asked, example)
@@ -64,7 +65,7 @@ def detect(
             return [_all(joined, e, asked, queries, notes) for e in encoded]
         return [_detect(joined, e, asked, queries, notes, least, overlap) for e in encoded]
 
-    return each(image, work, model=model, on_error=on_error, limits=limits, allow_urls=allow_urls)
+    return each(image, work, model=model, cache=cache, on_error=on_error, limits=limits, allow_urls=allow_urls)
 
 
 def _head(joined: Joined) -> OwlHead:

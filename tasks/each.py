@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -11,11 +12,14 @@ from mm.errors import InputError, MMError, nearest
 from mm.images import Picture, open_image
 from mm.joined import Joined
 from mm.limits import DEFAULT_LIMITS, Limits
-from mm.load import load
+from mm.loading import as_model
+from mm.store import FeatureStore, as_store
 from mm.types import ErrorRecord, Source
 from mm.version import __version__
 from mm.world import describe
 
+Model = str | os.PathLike[str] | Joined  # a name (`mm.names`), a folder, or what `mm.load` gave
+Cache = str | os.PathLike[str] | FeatureStore | None
 OnError = Literal["raise", "record", "skip"]
 _ON_ERROR = ("raise", "record", "skip")
 _AT_ONCE = 16  # pictures in one encoder pass
@@ -26,7 +30,8 @@ def each(
     work: Callable[[Joined, list[Any]], Sequence[Any]],
     *,
     encoded: bool = True,
-    model: str,
+    model: Model,
+    cache: Cache = None,
     on_error: OnError,
     limits: Limits = DEFAULT_LIMITS,
     allow_urls: bool = False,
@@ -36,6 +41,7 @@ def each(
     images: one image, or a list or tuple of them; each is anything `open_image` takes, or an `Encoded`.
     work: from a model and some `Encoded` to as many results; with `encoded=False` from some `Picture`, none of which
     has passed the encoder, and an `Encoded` is then refused.
+    cache: a folder (or `mm.store.FeatureStore`) where features of whole pictures are kept from run to run.
     Returns one result for one image, a list in the same order for many. With `on_error="record"` an
     `ErrorRecord` stands in the place of a bad item, with `"skip"` nothing does.
     """
@@ -45,7 +51,7 @@ def each(
         )
     many = isinstance(images, (list, tuple))
     items = list(images) if many else [images]
-    joined = load(model)
+    joined, store = as_model(model), as_store(cache)
     results: list[Any] = []
     for start in range(0, len(items), _AT_ONCE):
         part = items[start : start + _AT_ONCE]
@@ -53,7 +59,7 @@ def each(
             _open(item, start + i, joined if encoded else None, on_error, limits, allow_urls)
             for i, item in enumerate(part)
         ]
-        results += _answers(opened, work, joined, encoded)
+        results += _answers(opened, work, joined, encoded, store)
     if on_error == "skip":
         results = [r for r in results if not isinstance(r, ErrorRecord)]
         return results if many else (results[0] if results else None)
@@ -76,12 +82,12 @@ def _open(item: Any, place: int, joined: Joined | None, on_error: str, limits: L
         return ErrorRecord(name=name, type=type(error).__name__, message=str(error), stage="read")
 
 
-def _answers(opened: list[Any], work: Callable, joined: Joined, encoded: bool) -> list[Any]:
+def _answers(opened: list[Any], work: Callable, joined: Joined, encoded: bool, store: FeatureStore | None) -> list[Any]:
     pictures = [o for o in opened if isinstance(o, Picture)]
     if not encoded:
         plain = iter(work(joined, pictures) if pictures else [])
         return [next(plain) if isinstance(o, Picture) else o for o in opened]
-    fresh = iter(encode_pictures(joined, pictures) if pictures else [])
+    fresh = iter(encode_pictures(joined, pictures, store) if pictures else [])
     ready = [next(fresh) if isinstance(o, Picture) else o for o in opened]
     values = [r for r in ready if isinstance(r, Encoded)]
     answers = iter(work(joined, values) if values else [])
@@ -106,14 +112,15 @@ def source(joined: Joined, encoded: Encoded, warnings: Sequence[str] = ()) -> So
 
 def provenance(joined: Joined, warnings: tuple[str, ...]) -> Source:
     """Weights, preprocessing, kernel, versions and licence of a model."""
+    at = next(iter(joined.encoder.parameters()))
     return Source(
         model=joined.name,
         revision=joined.revision,
         sha256=joined.sha256,
         preprocessing=joined.spec.preprocessing.to_dict(),
         kernel="sdpa",
-        dtype="float32",
-        device="cpu",
+        dtype=str(at.dtype).removeprefix("torch."),
+        device=str(at.device),
         versions=_versions(),
         licence=joined.licence,
         warnings=warnings,

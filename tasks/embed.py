@@ -12,15 +12,16 @@ from mm.errors import InputError
 from mm.joined import Joined
 from mm.labels import check_text
 from mm.limits import DEFAULT_LIMITS, Limits
-from mm.load import load
-from mm.tasks.each import cut_warnings, each, provenance, source
+from mm.loading import as_model
+from mm.tasks.each import Cache, Model, cut_warnings, each, provenance, source
 from mm.types import Embeddings
 
 
 def embed(
     items: Any,
     *,
-    model: str = "tiny",
+    model: Model = "tiny",
+    cache: Cache = None,
     kind: Literal["image", "text"] | None = None,
     on_error: Literal["raise", "skip"] = "raise",
     limits: Limits = DEFAULT_LIMITS,
@@ -49,19 +50,19 @@ def embed(
         raise InputError(f'kind: expected "image" or "text", got {kind!r}')
 
     def work(joined: Joined, encoded: list[Encoded]) -> list[tuple[np.ndarray, Any]]:
-        return [(e.features.pooled[0].numpy(), source(joined, e)) for e in encoded]
+        return [(e.features.pooled[0].float().cpu().numpy(), source(joined, e)) for e in encoded]
 
-    rows = each(many, work, model=model, on_error=on_error, limits=limits, allow_urls=allow_urls)
+    rows = each(many, work, model=model, cache=cache, on_error=on_error, limits=limits, allow_urls=allow_urls)
     if not rows:
         raise InputError("embed: none of the pictures can be read")
     warnings = dict.fromkeys(w for _, s in rows for w in s.warnings)
     vectors = np.stack([vector for vector, _ in rows])
-    return Embeddings(vectors, "image", provenance(load(model), tuple(warnings)))
+    return Embeddings(vectors, "image", provenance(as_model(model), tuple(warnings)))
 
 
 @torch.inference_mode()
-def _texts(texts: list[Any], model: str, limits: Limits) -> Embeddings:
-    joined = load(model)
+def _texts(texts: list[Any], model: Model, limits: Limits) -> Embeddings:
+    joined = as_model(model)
     asked = [check_text(text, f"text {i + 1}", limits.max_prompt_chars) for i, text in enumerate(texts)]
     vectors, cut = joined.texts.embed(joined.encoder, asked)
-    return Embeddings(vectors.numpy(), "text", provenance(joined, tuple(cut_warnings(asked, cut))))
+    return Embeddings(vectors.float().cpu().numpy(), "text", provenance(joined, tuple(cut_warnings(asked, cut))))

@@ -5,18 +5,23 @@ from __future__ import annotations
 from typing import Any
 
 from mm.limits import DEFAULT_LIMITS, Limits
-from mm.tasks.each import OnError, each
+from mm.tasks.each import Cache, Model, OnError, each
 
 
 def encode(
     image: Any,
     *,
-    model: str = "tiny",
+    model: Model = "tiny",
+    cache: Cache = None,
     on_error: OnError = "raise",
     limits: Limits = DEFAULT_LIMITS,
     allow_urls: bool = False,
 ) -> Any:
     """An `Encoded` (or a list, for a list), which every task takes wherever it takes an image.
+
+    cache: a folder where features are kept, so that a picture of an earlier run passes no encoder; what they depend
+    on (pixels, weights, preprocessing, dtype, versions) is part of their name. The folder stays below 2 GB unless you
+    give a `mm.store.FeatureStore` of your own. Every task takes the same argument.
 
     The image tower runs once; captions and answers also share the decoder's reading of the picture.
     """
@@ -24,6 +29,7 @@ def encode(
         image,
         lambda _, encoded: encoded,
         model=model,
+        cache=cache,
         on_error=on_error,
         limits=limits,
         allow_urls=allow_urls,

@@ -17,7 +17,7 @@ from mm.images import Picture
 from mm.joined import Joined
 from mm.labels import Labels, check_labels
 from mm.limits import DEFAULT_LIMITS, Limits
-from mm.tasks.each import OnError, cut_warnings, each, source, unit
+from mm.tasks.each import Cache, Model, OnError, cut_warnings, each, source, unit
 from mm.tasks.encode import encode
 from mm.tiles import Tile, blended, tiles
 from mm.types import Segmentation
@@ -30,7 +30,8 @@ def segment(
     labels: str | Iterable[str] | None = None,
     *,
     like: Any = None,
-    model: Any = "tiny",
+    model: Model = "tiny",
+    cache: Cache = None,
     threshold: float = 0.5,
     tile: int | None = None,
     on_error: OnError = "raise",
@@ -55,7 +56,7 @@ def segment(
         raise InputError(f"tile: expected a whole number of pixels from 32, got {tile!r}")
     asked = check_labels("example" if labels is None else labels, limits)
     least = unit("threshold", threshold)
-    example = None if like is None else encode(like, model=model, limits=limits, allow_urls=allow_urls)
+    example = None if like is None else encode(like, model=model, cache=cache, limits=limits, allow_urls=allow_urls)
 
     def work(joined: Joined, encoded: list[Encoded]) -> list[Segmentation]:
         prompts = _prompts(joined, asked, example)
@@ -70,6 +71,7 @@ def segment(
         work if tile is None else work_tiled,
         encoded=tile is None,
         model=model,
+        cache=cache,
         on_error=on_error,
         limits=limits,
         allow_urls=allow_urls,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +18,7 @@ from mm import bench, types
 from mm.cli import checks, measure, render
 from mm.cli.app import app
 from mm.version import __version__
+from mm.zoo import Entry
 
 COMMANDS = [
     "caption",
@@ -54,27 +54,22 @@ def test_version_is_the_librarys():
     assert invoke("--version").stdout == f"mm {__version__}\n"
 
 
-@dataclass(frozen=True)
-class Entry:
-    name: str = "tiny"
-    tasks: tuple[str, ...] = ("caption", "detect")
-    parameters: float = 7.5
-    input: str = "128x128"
-    licence: str = "Apache-2.0"
-    note: str = "drawn scenes"
-
-
 def test_models_are_a_table_or_json(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(sys.modules, "mm.zoo", SimpleNamespace(MODELS={"tiny": Entry()}))
-    head, line = invoke("models").stdout.splitlines()
-    assert head.split() == ["name", "tasks", "parameters", "input", "licence", "note"]
-    assert line == "tiny  caption, detect  7.5 M       128x128  Apache-2.0  drawn scenes"
-    assert json.loads(invoke("models", "--json").stdout)["tasks"] == ["caption", "detect"]
+    small = Entry("tiny", ("caption", "detect"), "x", 7.5, "128x128", 256, "Apache-2.0", note="drawn scenes")
+    bought = Entry("m", ("embed",), "x", 75, "256x256", 512, "apple-amlr", "hf:a/b", "clip", 71.5, "a paper")
+    monkeypatch.setattr("mm.zoo.MODELS", {"tiny": small, "m": bought})
+    head, first, second = invoke("models").stdout.splitlines()
+    assert head.split() == ["name", "tasks", "parameters", "input", "width", "top-1", "licence", "checked", "note"]
+    assert first.split("  ")[0] == "tiny" and first.endswith("drawn scenes")
+    assert "71.5" in second and "apple-amlr*" in second
+    lines = [json.loads(line) for line in invoke("models", "--json").stdout.splitlines()]
+    assert lines[0]["tasks"] == ["caption", "detect"] and lines[0]["top1"] is None
+    assert lines[1]["research_only"] is True and lines[1]["top1_source"] == "a paper"
 
 
 def test_the_real_models_are_listed():
     names = [json.loads(line)["name"] for line in invoke("models", "--json").stdout.splitlines()]
-    assert "tiny" in names
+    assert names[0] == "tiny" and len(names) > 60
     assert invoke("models").stdout.count("\n") == len(names) + 1
 
 
@@ -122,11 +117,40 @@ def test_the_doctor_sees_a_torchvision_that_does_not_fit(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(torchvision.ops, "nms", missing)
     (only,) = checks._torch_pair()
-    assert only.state == "fault" and only.found.endswith("nms does not exist") and "torchvision" in only.cure
+    assert only.state == "fault" and "nms does not exist (torch " in only.found and "one index" in only.cure
+    assert torchvision.__version__ in only.found
     monkeypatch.undo()
     monkeypatch.setattr(torchvision, "__version__", "0.1+rocm7")
     (only,) = checks._torch_pair()
     assert only.state == "fault" and "rocm7" in only.found
+
+
+def test_the_doctor_names_the_versions_of_a_pair_that_cannot_even_be_imported(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    (only,) = checks._torch_pair()
+    assert only.state == "fault" and f"torchvision {metadata.version('torchvision')}" in only.found
+    assert checks._builds("no-such-part") == "no-such-part not installed"
+
+
+def test_the_doctor_says_why_a_gpu_is_not_used(monkeypatch: pytest.MonkeyPatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(checks, "_nvidia_driver", lambda: True)
+    for built, said in ((None, "CPU only"), ("12.8", "finds no GPU")):
+        monkeypatch.setattr(torch.version, "cuda", built)
+        last = list(checks._devices())[-1]
+        assert last.state == "note" and said in last.found and "CUDA" in last.cure
+    monkeypatch.setattr(checks, "_nvidia_driver", lambda: False)
+    assert all(finding.state == "ok" for finding in checks._devices())
+
+
+def test_the_doctor_says_when_the_hub_is_off(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    assert list(checks._hub()) == []
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (only,) = checks._hub()
+    assert only.state == "note" and "HF_HUB_OFFLINE" in only.cure
 
 
 def test_a_fault_makes_the_doctor_exit_with_1(monkeypatch: pytest.MonkeyPatch):

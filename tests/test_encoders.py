@@ -11,7 +11,7 @@ from PIL import Image
 
 from mm.encoders.base import Encoder
 from mm.images import open_image
-from mm.load import load
+from mm.loading import load
 from mm.scenes import render_scene
 from mm.zoo import EMBEDDED
 

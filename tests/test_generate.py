@@ -9,7 +9,7 @@ from mm.decoders.causal import greedy
 from mm.errors import ResourceLimitError
 from mm.generate import deltas, generate
 from mm.kernels.cache import KVPrefix
-from mm.load import load
+from mm.loading import load
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from mm.errors import CheckpointError
-from mm.load import _loaded, load
+from mm.loading import _loaded, load
 from mm.zoo import EMBEDDED
 
 TINY = EMBEDDED / "tiny"

@@ -12,7 +12,7 @@ import torch
 import mm
 from mm.encoded import Encoded
 from mm.errors import CheckpointError, ImageInputError, InputError, TextInputError
-from mm.load import load
+from mm.loading import load
 from mm.scenes import render_scene
 from mm.scenes.vocabulary import PAIR_LABELS
 from mm.types import Caption, ErrorRecord

@@ -8,12 +8,12 @@ from typing import Annotated
 
 import typer
 
-from mm.cli import about, measure, pictures
+from mm.cli import about, measure, parity, pictures
 from mm.version import __version__
 
 app = typer.Typer(
     name="mm",
-    help="""Caption, question, detect, segment, classify and embed pictures from the command line.
+    help="""Caption, question, detect, segment, cut out, classify and embed pictures from the command line.
 
     \b
     mm caption holiday/
@@ -52,10 +52,12 @@ for command in (
     pictures.ask,
     pictures.detect,
     pictures.segment,
+    pictures.matte,
     pictures.classify,
     pictures.embed,
     about.models,
     about.doctor,
+    parity.check,
     measure.bench,
 ):
     app.command()(command)

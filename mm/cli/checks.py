@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
@@ -13,7 +14,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 DISTRIBUTION = "mm-upcycle"
-EXTRAS = ("demo",)
+EXTRAS = ("demo", "supervision")
 EMBEDDED = ("tiny",)
 WEIGHTS = Path(__file__).parents[1] / "weights"
 
@@ -30,7 +31,7 @@ class Finding:
 
 def findings() -> list[Finding]:
     """Every check in the order of the report."""
-    return [*_dependencies(), *_torch_pair(), *_devices(), *_weights()]
+    return [*_dependencies(), *_torch_pair(), *_devices(), *_hub(), *_weights()]
 
 
 def _dependencies() -> Iterator[Finding]:
@@ -60,22 +61,40 @@ def _dependency(need: Requirement, otherwise: Literal["note", "fault"], cure: st
 
 
 def _torch_pair() -> Iterator[Finding]:
-    """torch and torchvision are built for each other: versions and compute platforms must match."""
+    """torch and torchvision are built for each other: versions and compute platforms must match.
+
+    The usual accident is a CPU torch from PyTorch's own index beside PyPI's torchvision for CUDA. Importing the
+    latter fails then, and timm, open_clip and transformers' image processors fail with it.
+    """
     name = "torch + torchvision"
-    cure = "python -m pip install --upgrade --force-reinstall torch torchvision"
+    builds = _builds("torch", "torchvision")
+    together = "python -m pip install --upgrade --force-reinstall torch torchvision"
+    cure = f"install both from one index, in one command: {together}"
     try:
         import torch
         import torchvision
 
+        builds = f"torch {torch.__version__}, torchvision {torchvision.__version__}"
         torchvision.ops.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)
     except (ImportError, OSError, RuntimeError, AttributeError) as error:
-        yield Finding(name, "fault", f"do not work together: {str(error).splitlines()[0]}", cure)
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        yield Finding(name, "fault", f"do not work together: {said} ({builds})", cure)
         return
-    builds = {Version(torch.__version__).local, Version(torchvision.__version__).local}
-    if len(builds) > 1:
-        yield Finding(name, "fault", f"built for {' and '.join(sorted(map(str, builds)))}", cure)
+    if Version(torch.__version__).local != Version(torchvision.__version__).local:
+        yield Finding(name, "fault", f"built for different platforms: {builds}", cure)
     else:
         yield Finding(name, "ok", "work together")
+
+
+def _builds(*names: str) -> str:
+    """Versions by the installer's records, which can be read of a package that cannot be imported."""
+    found = []
+    for name in names:
+        try:
+            found.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            found.append(f"{name} not installed")
+    return ", ".join(found)
 
 
 def _devices() -> Iterator[Finding]:
@@ -89,6 +108,21 @@ def _devices() -> Iterator[Finding]:
         yield Finding(f"cuda:{index}", "ok", f"{device.name}, {device.total_memory / 2**30:.0f} GiB")
     if torch.backends.mps.is_available():
         yield Finding("mps", "ok", "Apple GPU")
+    if _nvidia_driver() and not torch.cuda.is_available():
+        built = torch.version.cuda
+        found = f"a driver is here, but torch {'finds no GPU' if built else 'is built for the CPU only'}"
+        cure = f"update the driver to one for CUDA {built}" if built else "install torch and torchvision for CUDA"
+        yield Finding("nvidia gpu", "note", found, cure)
+
+
+def _nvidia_driver() -> bool:
+    return shutil.which("nvidia-smi") is not None
+
+
+def _hub() -> Iterator[Finding]:
+    """Whether published checkpoints may be fetched."""
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        yield Finding("hub", "note", "HF_HUB_OFFLINE is set: only downloaded models load", "unset HF_HUB_OFFLINE")
 
 
 def _weights() -> Iterator[Finding]:

@@ -17,6 +17,9 @@ Model = Annotated[
     str,
     typer.Option("--model", "-m", metavar="NAME", help="A name from `mm models`, a hub id, or a saved folder."),
 ]
+Cache = Annotated[
+    Path | None, typer.Option("--cache", metavar="DIR", help="Keep what the image tower finds in DIR for later runs.")
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object per picture and line.")]
 Save = Annotated[
     Path | None, typer.Option("--save", metavar="DIR", help="Write each picture, annotated, as PNG into DIR.")
@@ -29,6 +32,7 @@ def caption(
     prompt: Annotated[str | None, typer.Option(help="Words the caption starts from.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest caption, in tokens.")] = 96,
     model: Model = "tiny",
+    cache: Cache = None,
     json: Json = False,
     save: Save = None,
     allow_urls: AllowUrls = False,
@@ -45,7 +49,7 @@ def caption(
 
     run_pictures(
         Request("caption", images, json, save, allow_urls),
-        lambda picture: task(picture, model=model, prompt=prompt, max_new_tokens=max_new_tokens),
+        lambda picture: task(picture, model=model, cache=cache, prompt=prompt, max_new_tokens=max_new_tokens),
         render.caption,
     )
 
@@ -54,6 +58,7 @@ def ask(
     image: Image,
     question: Annotated[str, typer.Argument(metavar="QUESTION", help="A question about the picture.")],
     model: Model = "tiny",
+    cache: Cache = None,
     json: Json = False,
     save: Save = None,
     allow_urls: AllowUrls = False,
@@ -69,7 +74,7 @@ def ask(
 
     run_pictures(
         Request("ask", [image], json, save, allow_urls),
-        lambda picture: task(picture, question, model=model),
+        lambda picture: task(picture, question, model=model, cache=cache),
         render.caption,
     )
 
@@ -82,6 +87,7 @@ def detect(
         float, typer.Option(min=0.0, max=1.0, help="Of two boxes that overlap more (IoU), the better stays.")
     ] = 0.5,
     model: Model = "tiny",
+    cache: Cache = None,
     json: Json = False,
     save: Save = None,
     allow_urls: AllowUrls = False,
@@ -100,7 +106,7 @@ def detect(
 
     run_pictures(
         Request("detect", images, json, save, allow_urls),
-        lambda picture: task(picture, labels, model=model, threshold=threshold, nms=nms),
+        lambda picture: task(picture, labels, model=model, cache=cache, threshold=threshold, nms=nms),
         render.detections,
     )
 
@@ -110,6 +116,7 @@ def segment(
     labels: Labels,
     threshold: Annotated[float, typer.Option(min=0.0, max=1.0, help="Pixels that score less are left out.")] = 0.5,
     model: Model = "tiny",
+    cache: Cache = None,
     json: Json = False,
     save: Save = None,
     allow_urls: AllowUrls = False,
@@ -127,8 +134,51 @@ def segment(
 
     run_pictures(
         Request("segment", images, json, save, allow_urls),
-        lambda picture: task(picture, labels, model=model, threshold=threshold),
+        lambda picture: task(picture, labels, model=model, cache=cache, threshold=threshold),
         render.segmentation,
+    )
+
+
+def matte(
+    images: Images,
+    label: Annotated[str, typer.Option("--label", "-l", metavar="TEXT", help="What to cut out.")],
+    background: Annotated[
+        str | None,
+        typer.Option(metavar="COLOUR|IMAGE", help="What --save lays it on: a colour (red, #fc0) or a picture."),
+    ] = None,
+    matter: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="A ViTMatte checkpoint, folder or hub id: edges at a photograph's full size."
+        ),
+    ] = None,
+    model: Model = "tiny",
+    json: Json = False,
+    save: Annotated[
+        Path | None, typer.Option("--save", metavar="DIR", help="Write each cut-out as PNG with transparency into DIR.")
+    ] = None,
+    allow_urls: AllowUrls = False,
+) -> None:
+    """Cut out what a label names, with soft edges.
+
+    Without --matter the model's own matting head answers. With it the model's segmentation finds the subject, and
+    the checkpoint settles its edges.
+
+    \b
+    mm matte drawing.png -l "red car" --save out
+    mm matte holiday/ -l dog -m clipseg-rd64-refined --matter hustvl/vitmatte-small-composition-1k --save out
+    """
+    from mm.cli import render
+    from mm.cli.backdrop import backdrop
+    from mm.cli.run import Request, run_pictures
+    from mm.tasks.matte import matte as task
+
+    laid = backdrop(background, allow_urls)
+    run_pictures(
+        Request("matte", images, json, save, allow_urls),
+        lambda picture: task(picture, label, model=model, method="trimap" if matter else "clipmat", matter=matter),
+        render.matte,
+        lambda result, _: laid(result),
     )
 
 
@@ -136,6 +186,7 @@ def classify(
     images: Images,
     labels: Labels,
     model: Model = "tiny",
+    cache: Cache = None,
     json: Json = False,
     save: Save = None,
     allow_urls: AllowUrls = False,
@@ -151,7 +202,7 @@ def classify(
 
     run_pictures(
         Request("classify", images, json, save, allow_urls),
-        lambda picture: task(picture, labels, model=model),
+        lambda picture: task(picture, labels, model=model, cache=cache),
         render.classification,
     )
 
@@ -165,6 +216,7 @@ def embed(
         list[str] | None, typer.Option("--text", "-t", metavar="TEXT", help="Embed this text; repeatable.")
     ] = None,
     model: Model = "tiny",
+    cache: Cache = None,
     json: Json = False,
     allow_urls: AllowUrls = False,
 ) -> None:
@@ -184,4 +236,6 @@ def embed(
     if texts:
         run_texts(request, lambda text: task([text], model=model, kind="text"), render.embeddings)
     else:
-        run_pictures(request, lambda picture: task([picture], model=model, kind="image"), render.embeddings)
+        run_pictures(
+            request, lambda picture: task([picture], model=model, cache=cache, kind="image"), render.embeddings
+        )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from mm.lettering import visible
 
 if TYPE_CHECKING:
-    from mm.types import Caption, Classification, Detections, Embeddings, Segmentation
+    from mm.types import Caption, Classification, Detections, Embeddings, Matte, Segmentation
 
 
 def caption(result: Caption) -> str:
@@ -27,6 +27,11 @@ def segmentation(result: Segmentation) -> str:
     """``car 12.5 %; tree 0.0 %``: the share of the picture under each mask."""
     shares = [float(mask.mean()) if mask.size else 0.0 for mask in result.masks]
     return "; ".join(f"{label} {share:.1%}" for label, share in zip(result.labels, shares, strict=True))
+
+
+def matte(result: Matte) -> str:
+    """``12.5 % opaque``: the mean of alpha."""
+    return f"{float(result.alpha.mean()):.1%} opaque"
 
 
 def classification(result: Classification) -> str:

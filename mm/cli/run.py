@@ -75,8 +75,13 @@ class SaveFolder:
         return target
 
 
-def run_pictures(request: Request, task: Callable[[Picture], Any], text: Callable[[Any], str]) -> None:
-    """Runs `task` on every picture of the request and prints what `text` says of its result."""
+def run_pictures(
+    request: Request,
+    task: Callable[[Picture], Any],
+    text: Callable[[Any], str],
+    drawing: Callable[[Any, Picture], Any] = lambda result, picture: result.plot(picture),
+) -> None:
+    """Runs `task` on every picture of the request, prints what `text` says of its result and saves its `drawing`."""
     names = expand(request.names)
     folder = _save_folder(request, names)
 
@@ -88,7 +93,7 @@ def run_pictures(request: Request, task: Callable[[Picture], Any], text: Callabl
             result = task(picture)
             stage = "save"
             if folder is not None:
-                folder.save(name, result.plot(picture))
+                folder.save(name, drawing(result, picture))
         except ITEM_ERRORS as error:
             return ErrorRecord.of(error, name=name, stage=stage)
         return Answer(result, tuple(dict.fromkeys((*picture.notes, *result.source.warnings))))

@@ -79,6 +79,8 @@ class Decoder(nn.Module):
         Raises:
             ResourceLimitError: the cache is full.
         """
+        if lengths is not None and not self.ragged and any(own < embeds.shape[1] for own in lengths):
+            raise ValueError(f"expected {embeds.shape[1]} tokens for every row, got {list(lengths)}")
         fresh = not hasattr(past, "capacity")
         cache = past
         if fresh:

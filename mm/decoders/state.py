@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from mm.decoders.base import Decoder
-from mm.kernels.states import StateCache, StatePrefix
+from mm.kernels.states import StateCache, StatePrefix, merge
 
 # Given a state and several tokens, these go on from the state. The scan of the others begins anew without a word.
 _CHUNKS = ("mamba2", "rwkv")
+# With one token and several rows, these mix the rows up.
+_ROWS_APART = ("rwkv",)
 # How a model's forward names what it carries over; the first that it knows.
 _CARRIERS = ("cache_params", "state", "past_key_values")
 
@@ -41,23 +43,30 @@ class StateDecoder(Decoder):
             self._read(torch.cat(fed, 1)[:, : known - count], cache, None, 1)
 
     def _read(self, embeds: Tensor, cache: StateCache, lengths: Sequence[int] | None, keep: int) -> Tensor:
-        if lengths is not None and any(own < embeds.shape[1] for own in lengths):
-            raise ValueError(f"expected {embeds.shape[1]} tokens for every row of a recurrent state, got {lengths}")
-        whole = cache.state is None or self.lm.config.model_type in _CHUNKS
+        kind = self.lm.config.model_type
+        whole = cache.state is None or kind in _CHUNKS
         parts = [embeds] if whole else list(embeds.split(1, 1))
-        logits = [self._forward(part, cache, keep if whole else 1) for part in parts]
+        step = self._row_by_row if kind in _ROWS_APART and cache.state is not None else self._forward
+        logits = []
+        for part in parts:
+            made, cache.state = step(part, cache.state, keep if whole else 1)
+            logits.append(made)
         cache.fed.append(embeds)
         cache.length += embeds.shape[1]
         return torch.cat(logits[-keep:], 1)
 
-    def _forward(self, embeds: Tensor, cache: StateCache, keep: int) -> Tensor:
-        if cache.state is None and self._carrier != "state":
+    def _forward(self, embeds: Tensor, state: Any, keep: int) -> tuple[Tensor, Any]:
+        if state is None and self._carrier != "state":
             from transformers import DynamicCache
 
-            cache.state = DynamicCache(config=self.lm.config.get_text_config())
-        out = self.lm(inputs_embeds=embeds, use_cache=True, logits_to_keep=keep, **{self._carrier: cache.state})
-        cache.state = out[self._carrier]
-        return out.logits[:, -keep:]
+            state = DynamicCache(config=self.lm.config.get_text_config())
+        out = self.lm(inputs_embeds=embeds, use_cache=True, logits_to_keep=keep, **{self._carrier: state})
+        return out.logits[:, -keep:], out[self._carrier]
+
+    def _row_by_row(self, embeds: Tensor, state: Any, keep: int) -> tuple[Tensor, Any]:
+        rows = [merge([state], lambda t, i=i: t[0][i : i + 1]) for i in range(len(embeds))]
+        logits, states = zip(*(self._forward(embeds[i : i + 1], row, keep) for i, row in enumerate(rows)), strict=True)
+        return torch.cat(logits), merge(states, torch.cat)
 
     @cached_property
     def _carrier(self) -> str:

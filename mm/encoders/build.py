@@ -7,13 +7,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from mm.checkpoint import fingerprint, read_json
+from mm.checkpoint import check_folder, fingerprint, read_json
 from mm.errors import CheckpointError, nearest
 
 if TYPE_CHECKING:
     from mm.encoders.base import Encoder
 
 Dtype = Literal["float32", "bfloat16", "float16", "auto"]
+Form = Literal["open_clip", "timm"]
 
 # model_type of a transformers folder -> the module whose `load(folder, dtype=, train=)` reads it
 TRANSFORMERS: dict[str, str] = {
@@ -24,11 +25,11 @@ TRANSFORMERS: dict[str, str] = {
     "siglip_vision_model": "transformers_tower",
     "dinov2": "transformers_tower",
     "dinov2_with_registers": "transformers_tower",
-    "aimv2": "transformers_tower",
+    "aimv2": "transformers_pair",
     "aimv2_vision_model": "transformers_tower",
-    "owlvit": "transformers_tower",
-    "owlv2": "transformers_tower",
-    "clipseg": "transformers_tower",
+    "owlvit": "transformers_pair",
+    "owlv2": "transformers_pair",
+    "clipseg": "transformers_pair",
 }
 
 
@@ -47,16 +48,25 @@ def is_encoder_folder(folder: Path) -> bool:
     return _adapter(folder) is not None
 
 
-def load_encoder(folder: Path, *, dtype: Dtype = "float32", train: bool = False, revision: str = "local") -> Loaded:
+def load_encoder(
+    folder: Path,
+    *,
+    dtype: Dtype = "float32",
+    train: bool = False,
+    revision: str = "local",
+    form: Form | None = None,
+) -> Loaded:
     """The encoder of a local folder in the format of transformers, open_clip or timm. Nothing touches the network.
 
     dtype: of the weights in memory, whatever the file holds; `auto` follows the file.
     train: branches of a reparameterisable tower are kept, and the modules are left in training mode.
+    revision: what is said of where the folder came from. form: whose files to read where a folder holds several.
 
     Raises:
         CheckpointError: no adapter knows the format, or the files are damaged or do not fit together.
     """
-    adapter = _adapter(folder)
+    check_folder(folder)
+    adapter = _adapter(folder, form)
     if adapter is None:
         raise CheckpointError(_unknown(folder))
     encoder = import_module(f"mm.encoders.{adapter}").load(folder, dtype=dtype, train=train)
@@ -64,8 +74,8 @@ def load_encoder(folder: Path, *, dtype: Dtype = "float32", train: bool = False,
     return Loaded(encoder, revision, fingerprint(weights), _licence(folder))
 
 
-def _adapter(folder: Path) -> str | None:
-    if (folder / "open_clip_config.json").is_file():
+def _adapter(folder: Path, form: Form | None = None) -> str | None:
+    if form != "timm" and (folder / "open_clip_config.json").is_file():
         return "open_clip_pair"
     if not (folder / "config.json").is_file():
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 import string
 from collections.abc import Callable
@@ -11,10 +12,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-Canonical = Literal["as is", "lower", "letters"]
+Canonical = Literal["as is", "lower", "letters", "mended", "mended lower", "mended letters"]
 
 _LETTERS_PER_TOKEN = 16  # tokens are shorter than this as a rule; where they are not, more is read
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
+_NESTED_AMPERSAND = re.compile(r"&(?:(?:amp|AMP|#0*38|#[xX]0*26);){2,}")
 
 
 @dataclass(frozen=True)
@@ -39,13 +41,25 @@ def canonical_form(text: str, form: Canonical) -> str:
 
     `lower`: lower case. `letters`: also without ASCII punctuation, an underscore as a space and runs of white space
     as one space, which is how SigLIP and SigLIP 2 were trained (Zhai et al. 2023; big_vision's evaluators).
+    `mended…`: wrongly decoded and HTML-escaped letters are put right before, as open_clip does it.
     """
-    if form == "as is":
+    if form.startswith("mended"):
+        text = _mended(text)
+    if form in ("as is", "mended"):
         return text
-    if form == "lower":
+    if form in ("lower", "mended lower"):
         return text.lower()
     plain = text.replace("_", " ").translate(_PUNCTUATION).lower()
     return re.sub(r"\s+", " ", plain).strip()
+
+
+def _mended(text: str) -> str:
+    """Through ftfy, out of HTML, and runs of white space as one space."""
+    import ftfy
+
+    if "<" not in text:  # then ftfy unescapes level by level to the last, each time over the whole text
+        text = _NESTED_AMPERSAND.sub("&amp;", text)
+    return " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split())
 
 
 @dataclass(frozen=True)
@@ -75,7 +89,7 @@ class TextRules:
         """The ids of the text's beginning, at least `enough` or all: byte-pair encoding of a long word is slow."""
         letters = enough * _LETTERS_PER_TOKEN
         while True:
-            clean = self.canonical(text[:letters]).encode("utf-8", "replace").decode("utf-8")
+            clean = self.canonical(_beginning(text, letters)).encode("utf-8", "replace").decode("utf-8")
             ids = self.plain_ids(clean)
             if len(ids) >= enough or letters >= len(text):
                 return ids
@@ -85,10 +99,18 @@ class TextRules:
         return canonical_form(text, self.spec.canonical)
 
 
+def _beginning(text: str, letters: int) -> str:
+    """At most so many letters, ending with a whole word unless that one is as long as half of them."""
+    if letters >= len(text):
+        return text
+    space = text.rfind(" ", letters // 2, letters)
+    return text[: space if space > 0 else letters]
+
+
 def fast_rules(tokenizer: Any, spec: TextSpec) -> TextRules:
     """Rules over a fast tokenizer of transformers, which reads the spellings of special tokens as letters here."""
 
     def plain_ids(text: str) -> list[int]:
-        return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        return tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
 
     return TextRules(tokenizer, spec, plain_ids)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mm.joined import Joined
-from mm.load import load
+from mm.loading import load
 from mm.recipes.batches import ATTRIBUTE_SIZES, Batch
 from mm.recipes.export import export
 from mm.recipes.fit import fit_stage, load_stage

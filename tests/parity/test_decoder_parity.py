@@ -82,7 +82,7 @@ def build(family: str, tokenizer: Any) -> Decoder:
             if parameter.ndim == 1 and "norm" in name or name.endswith("bias"):
                 parameter.add_(torch.randn_like(parameter) * 0.1)
             elif parameter.ndim == 2 and "A_log" not in name:
-                parameter.mul_(6)
+                parameter.mul_(2 if family in RECURRENT else 6)
     made = build_decoder(lm, tokenizer)
     made.family = family  # pyright: ignore[reportAttributeAccessIssue]
     return made

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import threading
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -10,67 +11,112 @@ from typing import Any, get_args, get_type_hints
 import torch
 from torch import Tensor, nn
 
-from mm.checkpoint import fingerprint, load_into, load_tensors, read_json
+from mm.checkpoint import check_folder, fingerprint, load_into, load_tensors, read_json
 from mm.connectors.projections import MLP, Linear
 from mm.decoders.causal import CausalDecoder
 from mm.encoders.base import EncoderSpec
 from mm.encoders.build import Dtype, load_encoder
 from mm.encoders.timm_clip import TimmClipEncoder
-from mm.errors import CheckpointError, nearest
+from mm.errors import CheckpointError, InputError, nearest
+from mm.heads.clipmat import ClipMatConfig, ClipMatHead
 from mm.heads.clipseg_style import ClipSegStyleConfig, ClipSegStyleHead
 from mm.heads.owlvit import OwlConfig, OwlHead
 from mm.hub import Located, locate
 from mm.joined import Joined, Speaker
 from mm.published import head_parts
 from mm.world import World
+from mm.zoo import MODELS
 
 CONNECTORS = {"linear": Linear, "mlp": MLP}
 
-_Key = tuple[Path, str, str]
+_Key = tuple[Path, str | None, str, str]
 _loaded: dict[_Key, Joined] = {}
 _locks: dict[_Key, threading.Lock] = {}
 _guard = threading.Lock()
 
 
-def load(name: str = "tiny", *, dtype: Dtype = "float32", device: str = "cpu") -> Joined:
+def load(name: str | os.PathLike[str] = "tiny", *, dtype: Dtype = "float32", device: str = "cpu") -> Joined:
     """The model of this name or folder, loaded once a process; threads that ask at once wait for the one load.
 
-    name: `tiny`, a known name, `hf:org/name@revision`, `open_clip:…`, `timm:…`, or a folder (`mm.hub`).
-    dtype: of encoders in memory, whatever their files hold; `auto` follows the file. The embedded default is float32.
+    name: `tiny`, a known name, `hf:org/name@revision`, `open_clip:…`, `timm:…`, or a folder (`mm.names`).
+    dtype: of encoders in memory, whatever their files hold; `auto` follows the file. The embedded default, and every
+    other folder with heads of ours, is float32. device: `cpu`, `cuda`, `cuda:1`, `mps`; nothing is chosen for you.
 
     Raises:
         CheckpointError: no such model, or its files are damaged or do not fit together.
+        InputError: no such dtype, or this machine has no such device.
     """
+    if dtype not in get_args(Dtype):
+        known = get_args(Dtype)
+        raise InputError(f"dtype: expected one of {', '.join(known)}, got {dtype!r}.{nearest(str(dtype), known)}")
+    at = _device(device)
     found = locate(name)
-    key = (found.folder.resolve(), dtype, device)
+    key = (found.folder.resolve(), found.form, dtype, at)
     with _guard:
         lock = _locks.setdefault(key, threading.Lock())
     with lock:
         if key not in _loaded:
-            _loaded[key] = _load(name, found, dtype).to(device)
+            _loaded[key] = _load(os.fspath(name), found, dtype).to(at)
         return _loaded[key]
 
 
+def as_model(model: str | os.PathLike[str] | Joined) -> Joined:
+    """A model that is loaded already as it is; anything else by its name, in float32 on the processor."""
+    return model if isinstance(model, Joined) else load(model)
+
+
+def _device(name: str) -> str:
+    """The device in torch's full spelling, if this machine has it."""
+    kinds = ("cpu", "cuda", "mps")
+    try:
+        wanted = torch.device(name)
+    except (RuntimeError, TypeError):
+        raise InputError(
+            f"device: expected cpu, cuda, cuda:1, mps …, got {name!r}.{nearest(str(name), kinds)}"
+        ) from None
+    if wanted.type == "cuda":
+        there, count = torch.cuda.is_available(), torch.cuda.device_count()
+        if not there or (wanted.index or 0) >= count:
+            raise InputError(
+                f"device: {name!r} is asked for, this machine has {count if there else 'no'} CUDA device(s)"
+            )
+        return f"cuda:{wanted.index or 0}"
+    if wanted.type == "mps" and not torch.backends.mps.is_available():
+        raise InputError(f"device: {name!r} is asked for, this machine has none")
+    if wanted.type not in kinds:
+        raise InputError(f"device: expected one of {', '.join(kinds)}, got {name!r}.{nearest(wanted.type, kinds)}")
+    return wanted.type
+
+
 def _load(name: str, found: Located, dtype: Dtype) -> Joined:
-    """A joined folder of ours, or an encoder alone."""
+    """A joined folder of ours, or an encoder alone, with the heads of its published folder."""
     folder = found.folder
     if (folder / "joined.safetensors").is_file():
-        return _load_joined(name, folder)
-    loaded = load_encoder(folder, dtype=dtype, revision=found.revision)
+        if dtype not in ("float32", "auto"):
+            raise InputError(f"{name}: a joined model runs in float32, {dtype} was asked for")
+        return _load_joined(name, found)
+    loaded = load_encoder(folder, dtype=dtype, revision=found.revision, form=found.form)
     parts = head_parts(folder, loaded.encoder.spec)
+    licence = MODELS[name].licence if loaded.licence == "unknown" and name in MODELS else loaded.licence
     return Joined(
-        name, loaded.revision, loaded.sha256, loaded.licence, loaded.encoder,
+        name, loaded.revision, loaded.sha256, licence, loaded.encoder,
         detector=parts.get("detector"), segmenter=parts.get("segmenter"), speaker=None, world=None,
     )  # fmt: skip
 
 
-def _load_joined(name: str, folder: Path) -> Joined:
+def _load_joined(name: str, found: Located) -> Joined:
+    folder = found.folder
+    check_folder(folder)
     config = read_json(folder / "config.json")
+    for key in ("revision", "licence", "encoder"):
+        if key not in config:
+            raise CheckpointError(f"config.json: {key} is missing")
     joined = load_tensors(folder / "joined.safetensors")
     with torch.random.fork_rng(devices=[]):  # building a module draws numbers; the caller's stream is not ours
         encoder = _encoder(folder, config, joined)
         detector = _head(OwlHead, OwlConfig, config, "detector", joined)
         segmenter = _head(ClipSegStyleHead, ClipSegStyleConfig, config, "segmenter", joined)
+        matter = _head(ClipMatHead, ClipMatConfig, config, "matter", joined)
         speaker = _speaker(folder, config, joined)
     world = _world(config, joined)
     if joined:
@@ -78,7 +124,7 @@ def _load_joined(name: str, folder: Path) -> Joined:
     weights = fingerprint(list(folder.rglob("*.safetensors")))
     return Joined(
         name,
-        str(config["revision"]),
+        found.revision if found.revision != "local" else str(config["revision"]),
         weights,
         str(config["licence"]),
         encoder,
@@ -86,6 +132,7 @@ def _load_joined(name: str, folder: Path) -> Joined:
         segmenter,
         speaker,
         world,
+        matter,
     )
 
 
@@ -130,7 +177,7 @@ def _encoder(folder: Path, config: dict[str, Any], joined: dict[str, Tensor]) ->
     load_into(vision, _floats(load_tensors(folder / "vision" / "model.safetensors")), "vision/model.safetensors")
     text = CLIPTextModelWithProjection(CLIPTextConfig.from_pretrained(folder / "text", local_files_only=True))
     load_into(text, _floats(load_tensors(folder / "text" / "model.safetensors")), "text/model.safetensors")
-    tokenizer = AutoTokenizer.from_pretrained(folder / "text", local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder / "text", local_files_only=True, trust_remote_code=False)
     encoder = TimmClipEncoder(vision, text, tokenizer, spec)
     encoder.logit_scale.data.copy_(_take(joined, "encoder")["logit_scale"])
     return encoder.eval().requires_grad_(False)
@@ -164,7 +211,7 @@ def _speaker(folder: Path, config: dict[str, Any], joined: dict[str, Tensor]) ->
     if settings.tie_word_embeddings:
         weights.setdefault("lm_head.weight", weights["model.embed_tokens.weight"])
     load_into(lm, weights, "decoder/model.safetensors")
-    tokenizer = AutoTokenizer.from_pretrained(folder / "decoder", local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder / "decoder", local_files_only=True, trust_remote_code=False)
     decoder = CausalDecoder(lm, tokenizer)
     for module in (connector, decoder):
         module.eval().requires_grad_(False)

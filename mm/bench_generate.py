@@ -1,0 +1,107 @@
+"""Times generation beside transformers' own `generate()`, on the same random weights and in turns with it.
+
+A ratio above 1 means that `mm` is faster. Both read a picture of `PICTURE` tokens and a prompt of `PROMPT` tokens,
+and write `NEW` tokens; in the last case eight questions of one picture are answered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+from tqdm import tqdm
+
+from mm.bench import Step, medians_ms
+
+PICTURE, PROMPT, NEW, QUESTIONS, QUESTION = 64, 96, 64, 8, 12
+
+_TINY = {"hidden_size": 192, "num_hidden_layers": 4, "num_attention_heads": 6, "num_key_value_heads": 6,
+         "intermediate_size": 512, "vocab_size": 512, "max_position_embeddings": 256}  # fmt: skip
+_SMOL = {"hidden_size": 576, "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3,
+         "intermediate_size": 1536, "vocab_size": 49152, "max_position_embeddings": 8192}  # fmt: skip
+SHAPES = {"tiny": _TINY, "135M": _SMOL}
+DTYPES = ("float32", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One comparison: the two ways to the same tokens. Each call gives the answers' token numbers."""
+
+    name: str
+    ours: Callable[[], list[list[int]]]
+    theirs: Callable[[], list[list[int]]]
+
+
+def run(repeats: int = 5, shapes: tuple[str, ...] = tuple(SHAPES), progress: bool = False) -> list[dict[str, Any]]:
+    """Rows ``step, dtype, ms, peer, peer_ms, ratio, same_tokens``; medians of alternating turns in milliseconds.
+
+    same_tokens: the part of the greedy tokens, up to the first that differs, that both ways agree on.
+    """
+    rows: list[dict[str, Any]] = []
+    plan = [(shape, dtype) for shape in shapes for dtype in DTYPES]
+    for shape, dtype in tqdm(plan, disable=not progress, leave=False, unit="model"):
+        for case in cases(shape, dtype):
+            agreed = _agreement(case.ours(), case.theirs())
+            ours, theirs = medians_ms(Step(case.name, case.ours, theirs=case.theirs), repeats)
+            assert theirs is not None
+            rows.append({
+                "step": case.name, "dtype": dtype, "ms": ours, "peer": "transformers generate", "peer_ms": theirs,
+                "ratio": theirs / ours, "same_tokens": agreed,
+            })  # fmt: skip
+    return rows
+
+
+def cases(shape: str, dtype: str) -> list[Case]:
+    """One answer, and several questions about one picture, with random weights of that shape."""
+    import torch
+
+    from mm.decoders.causal import CausalDecoder
+    from mm.generate import generate
+
+    lm = random_llama(SHAPES[shape], getattr(torch, dtype))
+    decoder = CausalDecoder(lm, SimpleNamespace(eos_token_id=None, decode=lambda ids, **_: ""))
+    chance = torch.Generator().manual_seed(1)
+    vocabulary, width = lm.config.vocab_size, lm.config.hidden_size
+    prompt = torch.randint(3, vocabulary, (PROMPT,), generator=chance).tolist()
+    questions = torch.randint(3, vocabulary, (QUESTIONS, QUESTION), generator=chance).tolist()
+    picture = torch.randn(1, PICTURE, width, generator=chance).to(lm.dtype)
+
+    def ours(asked: list[list[int]]) -> list[list[int]]:
+        prefix = decoder.extend(picture)[1]
+        *_, rows = generate(decoder, prefix, asked, max_new_tokens=NEW)
+        return [row.ids for row in rows]
+
+    @torch.inference_mode()
+    def theirs(asked: list[list[int]]) -> list[list[int]]:
+        answers = []
+        for ids in asked:
+            embeds = torch.cat([picture, decoder.embed(torch.tensor([ids]))], 1)
+            mask = torch.ones(embeds.shape[:2], dtype=torch.int64)
+            made = lm.generate(inputs_embeds=embeds, attention_mask=mask, max_new_tokens=NEW, do_sample=False)
+            answers.append(made[0].tolist())
+        return answers
+
+    return [
+        Case(f"generate {NEW} tokens, {shape}", lambda: ours([prompt]), lambda: theirs([prompt])),
+        Case(f"{QUESTIONS} questions of one picture, {shape}", lambda: ours(questions), lambda: theirs(questions)),
+    ]
+
+
+def random_llama(shape: dict[str, int], dtype: Any) -> Any:
+    """A Llama of that shape with seeded weights that never ends an answer by itself."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = LlamaConfig(**shape, tie_word_embeddings=True, bos_token_id=1, eos_token_id=None, pad_token_id=0)  # pyright: ignore[reportArgumentType]
+        return LlamaForCausalLM(config).to(dtype).eval().requires_grad_(False)
+
+
+def _agreement(ours: list[list[int]], theirs: list[list[int]]) -> float:
+    same = 0
+    for mine, other in zip(ours, theirs, strict=True):
+        same += next((i for i, (a, b) in enumerate(zip(mine, other, strict=True)) if a != b), len(other))
+    return same / sum(map(len, theirs))

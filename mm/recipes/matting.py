@@ -1,0 +1,193 @@
+"""The recipe of a matting head: `python -m mm.recipes.matting --work FOLDER --init MODEL --out FOLDER`.
+
+One stage, `matte`, over the frozen towers of MODEL; it goes on after a kill from its last checkpoint in FOLDER.
+The folder written is that of MODEL with the head beside its other parts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import json
+import os
+import shutil
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from mm.checkpoint import load_tensors, read_json
+from mm.encoders.base import TextFeatures
+from mm.heads.clipmat import ClipMatConfig, ClipMatHead, MatteLogits
+from mm.hub import locate
+from mm.joined import Joined
+from mm.loading import load
+from mm.recipes.fit import fit_stage
+from mm.recipes.matting_batches import SoftBatch, SoftBatches
+from mm.recipes.tiny import autocast
+from mm.zoo import EMBEDDED
+
+_BAND = 3  # pixels on either side of what is neither nothing nor all that count as unknown
+_LEVELS = 5  # of the Laplacian pyramid
+_DETAIL_WIDTHS = (16, 24, 32, 48)
+_SHIFT = 2 * 10**7  # so that no other stage has seen the scenes
+
+
+def classes_of(alpha: Tensor, band: int = _BAND) -> Tensor:
+    """int64[Q, H, W]: 0 background, 2 foreground, 1 whatever lies within `band` pixels of anything between."""
+    between = ((alpha > 0.01) & (alpha < 0.99)).float()
+    sure = (alpha >= 0.5).float()
+    unknown = F.max_pool2d(between[:, None], 2 * band + 1, 1, band)[:, 0]
+    # A drawing's edge can pass between two pixels and leave nothing in between.
+    low, high = (F.max_pool2d(s * sure[:, None], 2 * band + 1, 1, band)[:, 0] * s for s in (-1, 1))
+    unknown = torch.maximum(unknown, (low != high).float())
+    return torch.where(unknown > 0, 1, (2 * sure).long())
+
+
+def matte_losses(out: MatteLogits, alpha: Tensor, foreground: Tensor, pixels: Tensor) -> dict[str, Tensor]:
+    """The terms of CLIPMat, a quarter each, in the form of the authors' GFM.
+
+    alpha: float32[Q, H, W]; foreground, pixels: float32[Q, 3, H, W] in 0..255, the picture of each question.
+    classes: cross-entropy of the trimap. detail: L1 and Laplacian of the details where unknown. whole: the same of the
+    fused alpha everywhere. blend: how far the picture, blended anew, is from the picture.
+    """
+    truth, found = classes_of(alpha), out.alpha()
+    unknown = (truth == 1).float()
+    everywhere = torch.ones_like(unknown)
+    detail = out.detail.float().sigmoid()
+    terms = {
+        "classes": F.cross_entropy(out.classes(), truth),
+        "detail": _l1(detail, alpha, unknown) + laplacian(detail * unknown, alpha * unknown),
+        "whole": _l1(found, alpha, everywhere) + laplacian(found, alpha),
+        "blend": _blend(found, alpha, foreground, pixels),
+    }
+    return {name: 0.25 * term for name, term in terms.items()}
+
+
+def _l1(found: Tensor, truth: Tensor, where: Tensor) -> Tensor:
+    return (((found - truth).square() + 1e-12).sqrt() * where).sum() / (where.sum() + 1)
+
+
+def laplacian(found: Tensor, truth: Tensor) -> Tensor:
+    """L1 between the Laplacian pyramids of float32[Q, H, W], summed over the levels (Hou and Liu, ICCV 2019, 3.3)."""
+    difference = (found - truth)[:, None]  # the pyramid is linear
+    row = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0], device=found.device) / 16
+    total = found.new_zeros(())
+    for _ in range(_LEVELS):
+        padded = F.pad(difference, (2, 2, 2, 2), mode="replicate")
+        smooth = F.conv2d(F.conv2d(padded, row.view(1, 1, 1, 5)), row.view(1, 1, 5, 1))
+        total = total + (difference - smooth).abs().mean()
+        difference = F.avg_pool2d(smooth, 2, ceil_mode=True)
+    return total
+
+
+def _blend(found: Tensor, alpha: Tensor, foreground: Tensor, pixels: Tensor) -> Tensor:
+    """The background is what the picture leaves when the true foreground is taken out; black where that is nothing."""
+    rest = pixels - alpha[:, None] * foreground
+    background = (rest / (1 - alpha[:, None]).clamp(min=0.02)).clamp(0, 255)
+    anew = found[:, None] * foreground + (1 - found[:, None]) * background
+    return ((anew - pixels).square() + 1e-12).sqrt().mean() / 255
+
+
+def config_for(joined: Joined) -> ClipMatConfig:
+    """A small head for the features of this model's encoder, whatever their widths."""
+    spec = joined.spec
+    if len(spec.layers) < 2:
+        raise ValueError(f"a matting head reads two earlier maps or more, {joined.name} gives {len(spec.layers)}")
+    layers = tuple(sorted(spec.layers))[: len(_DETAIL_WIDTHS) - 1]
+    with torch.inference_mode():
+        image = joined.encoder.encode_image(torch.zeros(1, 3, *spec.preprocessing.input_hw), layers)
+        text = joined.encoder.encode_text(["thing"])
+    return ClipMatConfig(
+        width=spec.width, text_width=text.tokens.shape[-1], embedding=spec.embedding, dim=96, heads=4, context=8,
+        template="the {}", layers=layers, layer_widths=tuple(image.layers[i].shape[-1] for i in layers),
+        detail_widths=_DETAIL_WIDTHS[: len(layers) + 1], semantic_widths=(48, 64),
+    )  # fmt: skip
+
+
+class MatteTraining:
+    """The head, the only thing trained, and the towers it stands on."""
+
+    def __init__(self, joined: Joined, config: ClipMatConfig) -> None:
+        self.joined, self.config, self.head = joined, config, ClipMatHead(**vars(config))
+
+    def losses(self, batch: SoftBatch) -> dict[str, Tensor]:
+        device, spec = batch.pixels.device, self.joined.spec
+        mean, std = (
+            torch.tensor(v, device=device)[:, None, None] for v in (spec.preprocessing.mean, spec.preprocessing.std)
+        )
+        raw = batch.pixels.float()
+        pixels = ((raw / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
+        with autocast(device):
+            with torch.no_grad():
+                image = self.joined.encoder.encode_image(pixels, spec.layers)
+                text = self._text(batch.texts)
+            out = self.head(pixels, image, text, batch.owner)
+        return matte_losses(out, batch.alpha, batch.foreground, raw[batch.owner])
+
+    def _text(self, texts: list[str]) -> TextFeatures:
+        """One row a question; each different text passes the tower once."""
+        asked = [self.head.asks(text) for text in texts]
+        unique = list(dict.fromkeys(asked))
+        made = self.joined.encoder.encode_text(unique)
+        rows = torch.tensor([unique.index(text) for text in asked])
+        return TextFeatures(made.pooled[rows], made.tokens[rows], made.mask[rows])
+
+
+def train(folder: Path, joined: Joined, *, steps: int, batch: int, asks: int, workers: int = 1) -> MatteTraining:
+    """Runs the stage as far as `folder` does not hold it complete yet."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        training = MatteTraining(joined, config_for(joined))
+    device = next(joined.encoder.parameters()).device  # pyright: ignore[reportAttributeAccessIssue]
+    training.head.to(device).to(memory_format=torch.channels_last).train()
+    batches = functools.partial(SoftBatches, side=joined.spec.preprocessing.input_hw[0])
+    fit_stage(
+        "matte", folder, training.head, training.losses, steps=steps, batch=batch, peak=2e-3, asks=asks,
+        shift=_SHIFT, workers=workers, save_every=100, batches=batches,
+    )  # fmt: skip
+    return training
+
+
+def add_matter(folder: Path, head: nn.Module, config: ClipMatConfig, out: Path) -> None:
+    """Writes the model of `folder` to `out` with this head as its part `matter`, in float16; replaces `out` as a
+    whole, so that a reader never sees half of it. `out` may be `folder`."""
+    partial, old = out.with_name(out.name + ".partial"), out.with_name(out.name + ".old")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(folder, partial)
+    joined = {k: v for k, v in load_tensors(folder / "joined.safetensors").items() if not k.startswith("matter.")}
+    mine = {f"matter.{k}": v.half() if v.is_floating_point() else v for k, v in head.state_dict().items()}
+    target = partial / "joined.safetensors"
+    save_file(joined | {k: v.detach().cpu().contiguous() for k, v in mine.items()}, target, metadata={"format": "pt"})
+    target.chmod(0o644)
+    settings = read_json(folder / "config.json") | {"matter": dataclasses.asdict(config)}
+    (partial / "config.json").write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
+    shutil.rmtree(old, ignore_errors=True)
+    if out.exists():
+        os.replace(out, old)
+    os.replace(partial, out)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="folder of checkpoints and logs")
+    parser.add_argument("--steps", type=int, default=4000, help="of --batch scenes each (default %(default)s)")
+    parser.add_argument("--batch", type=int, default=16, help="scenes a step (default %(default)s)")
+    parser.add_argument("--asks", type=int, help="questions a step (default: one a scene)")
+    parser.add_argument("--init", metavar="MODEL", default="tiny", help="name or folder (default %(default)s)")
+    parser.add_argument("--out", type=Path, default=EMBEDDED / "tiny", help="folder to write (default: the embedded)")
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    joined = load(args.init, device=device)
+    asks = args.asks or args.batch
+    training = train(args.work, joined, steps=args.steps, batch=args.batch, asks=asks)
+    add_matter(locate(args.init).folder, training.head, training.config, args.out)
+
+
+if __name__ == "__main__":
+    main()
