@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,7 +60,7 @@ class KVCache:
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
         self.filled: Tensor | None = None  # bool[B, capacity], False at holes; None while there are none
-        self.tables: tuple[Tensor, Tensor] | None = None  # what a decoder keeps for the positions of this cache
+        self.kept: Any = None  # what a decoder has prepared for this cache
 
     @staticmethod
     def fork(prefixes: Sequence[KVPrefix], capacity: int) -> KVCache:
@@ -97,11 +98,11 @@ class KVCache:
         """Puts float[B, H, T, Dh] behind the filled slots; all of the layer so far, as views of its buffers."""
         if layer == len(self.keys):
             self._buffers(layer, keys, values)
-        stop = self.length + keys.shape[2]
-        k, v = self.keys[layer][:, :, :stop], self.values[layer][:, :, :stop]
-        k[:, :, self.length :] = keys
-        v[:, :, self.length :] = values
-        return k, v
+        begin, count = self.length, keys.shape[2]
+        k, v = self.keys[layer], self.values[layer]
+        k.narrow(2, begin, count).copy_(keys)
+        v.narrow(2, begin, count).copy_(values)
+        return k.narrow(2, 0, begin + count), v.narrow(2, 0, begin + count)
 
     def end(self, count: int) -> None:
         """The announced tokens are written in every layer."""

@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from mm.encoders.base import ImageFeatures
 from mm.geometry import Geometry
 from mm.images import Picture
-from mm.kernels.cache import KVPrefix
 from mm.store import FeatureStore, feature_key
 
 if TYPE_CHECKING:
     from mm.joined import Joined
+    from mm.vlm import Speaker
+
+_PREFIXES_KEPT = 4  # beginnings of prompts; each holds the keys and values of the whole picture
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,15 +39,22 @@ class Encoded:
     geometry: Geometry = field(repr=False)
     features: ImageFeatures = field(repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
-    _prefix: list[KVPrefix] = field(default_factory=list, repr=False)
+    _prefixes: list[tuple[Speaker, tuple[int, ...], tuple[int, ...], Any]] = field(default_factory=list, repr=False)
 
-    def prefix(self, joined: Joined) -> KVPrefix:
-        """The picture's keys and values in the decoder, made at the first question and kept."""
+    def prefix(self, speaker: Speaker, before: tuple[int, ...] = ()) -> Any:
+        """What the decoder keeps after the words `before` and the picture, made at the first question and kept.
+
+        Training makes it anew; a model keeps a few of them, one for each beginning of a prompt.
+        """
+        stamp = speaker.stamp
         with self._lock:
-            if not self._prefix:
-                assert joined.speaker is not None
-                self._prefix.append(joined.speaker.prefix(self.features))
-            return self._prefix[0]
+            for reader, weights, words, prefix in self._prefixes:
+                if reader is speaker and weights == stamp and words == before:
+                    return prefix
+            prefix = speaker.prefix(self.features, before)
+            self._prefixes.append((speaker, stamp, before, prefix))
+            del self._prefixes[:-_PREFIXES_KEPT]
+            return prefix
 
 
 def encode_pictures(joined: Joined, pictures: list[Picture], store: FeatureStore | None = None) -> list[Encoded]:

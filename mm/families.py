@@ -28,7 +28,8 @@ ONE: _Triple = (1.0, 1.0, 1.0)
 @dataclass(frozen=True)
 class Texts:
     """How a family's text tower was fed. begin: marks in front of a text; one stands behind it. canonical: of
-    `mm.encoders.text.canonical_form`. fill: padded to the tower's length, because the last place is pooled."""
+    `mm.encoders.text.canonical_form`. fill: has to be padded to the tower's length, because the last
+    place is pooled; elsewhere padding does not matter."""
 
     begin: int
     canonical: str

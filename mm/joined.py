@@ -10,13 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mm.decoders.causal import CausalDecoder
 from mm.encoders.base import Encoder, EncoderSpec, ImageFeatures
 from mm.errors import InputError
 from mm.geometry import Geometry
 from mm.images import Picture
-from mm.kernels.cache import KVPrefix
 from mm.templates import AS_IS, filled
+from mm.vlm import Speaker
 from mm.world import World
 
 _TEXTS_AT_ONCE = 256
@@ -61,21 +60,6 @@ def _means(pooled: Tensor, templates: int) -> Tensor:
     """float[K * templates, E] -> float[K, E]: the direction between the normalised rows of each text."""
     rows = F.normalize(pooled, dim=-1).unflatten(0, (-1, templates))
     return F.normalize(rows.mean(1), dim=-1)
-
-
-@dataclass(frozen=True, eq=False)
-class Speaker:
-    """The language half of a joined model: connected tokens go in front of the words."""
-
-    connector: nn.Module
-    decoder: CausalDecoder
-    prompt: str  # what `caption` asks when the caller asks nothing
-
-    @torch.inference_mode()
-    def prefix(self, features: ImageFeatures) -> KVPrefix:
-        """The keys and values of the picture's tokens, read once."""
-        tokens, _ = self.connector(features.tokens, features.grid)
-        return self.decoder.extend(tokens)[1]
 
 
 @dataclass(frozen=True, eq=False)

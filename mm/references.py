@@ -179,14 +179,13 @@ def _open_clip(folder: Path) -> Reference:
     model, transform = created[0].eval(), created[1]
     tokenizer: Any = open_clip.get_tokenizer(name)
     sigmoid = getattr(model, "logit_bias", None) is not None
-    pad = 0 if not sigmoid else None
 
     def see(picture: Image.Image) -> Seen:
         pixels = transform(picture)
         return Seen(pixels, {"image": pixels[None]})
 
     def ids(texts: list[str]) -> list[list[int]]:
-        return [_without_tail(row.tolist(), pad) for row in tokenizer(texts)]
+        return tokenizer(texts).tolist()
 
     def similarity(seen: Seen, texts: list[str]) -> Tensor:
         logits = model.get_logits(seen.inputs["image"], tokenizer(texts))[0]
@@ -202,13 +201,6 @@ def _open_clip(folder: Path) -> Reference:
         marks=True,
         notes=("spellings of special tokens become marks in open_clip and stay letters in mm: left out here",),
     )
-
-
-def _without_tail(row: list[int], pad: int | None) -> list[int]:
-    """A row without the padding behind its end; `pad` None keeps it."""
-    while pad is not None and row and row[-1] == pad:
-        row.pop()
-    return row
 
 
 def _timm_side(folder: Path) -> tuple[Any, Callable[[Image.Image], Seen]]:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from mm.encoders.build import load_encoder
 from mm.errors import CheckpointError, ImageInputError
 from mm.images import open_image
-from mm.load import load
+from mm.loading import load
 from tests.parity import encoder_transformers_folders as make
 
 

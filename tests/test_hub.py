@@ -95,8 +95,8 @@ def test_a_folder_that_exists_wins_over_a_hub_id(tmp_path: Path, monkeypatch: py
 
 
 ESCAPES = [
-    "../../x", "a/../b", "/abs/x", "C:/x", "C:\\x", "\\\\host\\s", "a\0b/c", "a\nb/c", "CON/x", "org/nul.txt", "org/COM1",
-    "org/x.", "org/ x", "org//x", "./x", "org/" + "x" * 300, "org/x:stream", "org/x*",
+    "../../x", "a/../b", "/abs/x", "C:/x", "C:\\x", "\\\\host\\s", "a\0b/c", "a\nb/c", "CON/x", "org/nul.txt",
+    "org/COM1", "org/x.", "org/ x", "org//x", "./x", "org/" + "x" * 300, "org/x:stream", "org/x*",
 ]  # fmt: skip
 
 

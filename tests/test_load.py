@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import multiprocessing
 import shutil
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from mm.errors import CheckpointError
-from mm.loading import _loaded, load
+import mm
+from mm.checkpoint import fingerprint
+from mm.errors import CheckpointError, InputError
+from mm.joined import Joined
+from mm.loading import as_model, load
+from mm.scenes import render_scene
 from mm.zoo import EMBEDDED
 
 TINY = EMBEDDED / "tiny"
@@ -83,7 +90,143 @@ def test_threads_that_ask_at_once_share_one_load(copy: Path) -> None:
     for thread in threads:
         thread.join()
     assert len(found) == 8 and len(set(map(id, found))) == 1
-    assert (copy.resolve(), "float32", "cpu") in _loaded
+    assert load(copy) is found[0]
+
+
+def _load_in_a_child(folder: str, answers: Any) -> None:
+    torch.set_num_threads(1)
+    joined = load(folder)
+    on_meta = any(p.is_meta for p in joined.encoder.parameters())
+    answers.put((joined.sha256, on_meta, float(joined.encoder.logit_scale)))
+
+
+def test_processes_that_load_at_once_get_the_same_weights(copy: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    answers = context.Queue()
+    workers = [context.Process(target=_load_in_a_child, args=(str(copy), answers)) for _ in range(8)]
+    for worker in workers:
+        worker.start()
+    got = {answers.get(timeout=120) for _ in workers}
+    for worker in workers:
+        worker.join(60)
+    tiny = load("tiny")
+    assert got == {(tiny.sha256, False, float(tiny.encoder.logit_scale))}
+
+
+def test_the_face_loads_and_every_task_takes_what_it_gave(copy: Path) -> None:
+    picture = render_scene(1, (96, 128)).pixels
+    model = mm.load(copy)
+    assert isinstance(model, Joined) and as_model(model) is model
+    assert mm.detect(picture, "car", model=model, threshold=0.0) == _renamed(
+        mm.detect(picture, "car", model="tiny", threshold=0.0), model.name
+    )
+    encoded = mm.encode(picture, model=model)
+    assert mm.caption(encoded, model=model).text == mm.caption(picture).text
+    assert mm.caption(picture, model=model, stream=True).result.text == mm.caption(picture).text
+    assert mm.ask(encoded, "how many cars are there?", model=model).source.model == model.name
+    assert mm.segment(encoded, "car", model=model).labels == ("car",)
+    assert mm.classify(encoded, ["car", "star"], model=str(copy)).labels == ("car", "star")
+    for vectors in (mm.embed(picture, model=model), mm.embed("a car", model=model)):
+        assert vectors.source.model == model.name and vectors.source.sha256 == model.sha256
+
+
+def _renamed(result: Any, model: str) -> Any:
+    return dataclasses.replace(result, source=dataclasses.replace(result.source, model=model))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"dtype": "float31"}, 'Did you mean "float32"'),
+        ({"dtype": "int8"}, "expected one of float32, bfloat16, float16, auto"),
+        ({"dtype": "bfloat16"}, "a joined model runs in float32"),
+        ({"device": "cudda"}, 'Did you mean "cuda"'),
+        ({"device": "meta"}, "expected one of cpu, cuda, mps"),
+        ({"device": "cuda"}, "this machine has no CUDA device"),
+        ({"device": "cuda:7"}, "this machine has no CUDA device"),
+        ({"device": "mps"}, "this machine has none"),
+    ],
+)
+def test_dtypes_and_devices_that_cannot_be_are_refused(
+    options: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(InputError) as caught:
+        load("tiny", **options)
+    assert said in str(caught.value)
+
+
+def test_the_source_of_a_result_says_dtype_and_device() -> None:
+    source = mm.embed("a car").source
+    assert (source.dtype, source.device) == ("float32", "cpu")
+    assert load("tiny", dtype="auto").encoder.logit_scale.dtype == torch.float32
+
+
+def test_an_encoder_alone_follows_the_dtype_that_is_asked_for(tmp_path: Path) -> None:
+    folder = _tower(tmp_path, torch.float16)
+    pixels = torch.zeros(1, 3, 32, 32)
+    plain, half, auto = (load(folder, dtype=dtype) for dtype in ("float32", "bfloat16", "auto"))
+    kinds = [next(iter(m.encoder.parameters())).dtype for m in (plain, half, auto)]
+    assert kinds == [torch.float32, torch.bfloat16, torch.float16]
+    with torch.inference_mode():
+        exact = plain.encoder.encode_image(pixels).tokens
+        rough = half.encoder.encode_image(pixels.bfloat16()).tokens
+    torch.testing.assert_close(rough.float(), exact, atol=0.1, rtol=0.1)
+    assert plain.revision == "local" and plain.sha256 == fingerprint([folder / "model.safetensors"])
+    assert mm.embed(render_scene(1, (96, 128)).pixels, model=half).source.dtype == "bfloat16"
+
+
+def test_sharded_weights_equal_the_same_in_one_file(tmp_path: Path) -> None:
+    from transformers import CLIPVisionModel
+
+    folder = _tower(tmp_path / "one", torch.float32)
+    many = Path(shutil.copytree(folder, tmp_path / "many"))
+    (many / "model.safetensors").unlink()
+    CLIPVisionModel.from_pretrained(folder).save_pretrained(many, max_shard_size="20KB")
+    assert len(list(many.glob("model-*.safetensors"))) > 1
+    pixels = torch.rand(2, 3, 32, 32)
+    with torch.inference_mode():
+        a, b = (load(each).encoder.encode_image(pixels).pooled for each in (folder, many))
+    assert torch.equal(a, b)
+
+
+def _tower(folder: Path, dtype: torch.dtype) -> Path:
+    from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = CLIPVisionConfig(**sizes, image_size=32, patch_size=8, projection_dim=16)
+    CLIPVisionModel(config).to(dtype).save_pretrained(folder)
+    side = {"height": 32, "width": 32}
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=side).save_pretrained(folder)
+    return folder
+
+
+def test_a_repository_of_the_hub_gives_its_commit_to_every_result(tmp_path: Path, monkeypatch: Any) -> None:
+    import huggingface_hub
+
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    snapshot = _tower(tmp_path / "snapshots" / commit, torch.float32)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(snapshot))
+    source = mm.embed(render_scene(1, (96, 128)).pixels, model="hf:org/name@main").source
+    assert (source.model, source.revision) == ("hf:org/name@main", commit)
+
+
+def test_a_joined_folder_that_asks_for_impossible_sizes_is_refused(copy: Path) -> None:
+    config = json.loads((copy / "decoder" / "config.json").read_text())
+    (copy / "decoder" / "config.json").write_text(json.dumps(config | {"hidden_size": 10**9}))
+    with pytest.raises(CheckpointError, match=r"config\.json: hidden_size: 1,000,000,000"):
+        load(copy)
+
+
+@pytest.mark.parametrize("key", ["revision", "licence", "encoder"])
+def test_a_joined_folder_without_its_papers_is_refused(copy: Path, key: str) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    del config[key]
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=f"{key} is missing"):
+        load(copy)
 
 
 def test_an_unknown_or_missing_setting_is_named(copy: Path) -> None:

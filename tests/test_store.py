@@ -13,9 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from typer.testing import CliRunner
 
 import mm
 import mm.store as store_module
+from mm.cli.app import app
 from mm.encoders.base import ImageFeatures
 from mm.errors import InputError
 from mm.images import open_image
@@ -85,6 +88,16 @@ def test_a_second_run_encodes_nothing_and_gives_the_same_to_the_bit(tmp_path: Pa
     second = run(tmp_path)
     assert passes == [1, 1, 1]
     assert first == second and first[0] == plain
+
+
+def test_the_command_line_keeps_features_where_it_is_told(tmp_path: Path, passes: list[int]) -> None:
+    picture = tmp_path / "scene.png"
+    Image.fromarray(render_scene(0, (96, 128)).pixels).save(picture)
+    arguments = [str(picture), "--cache", str(tmp_path / "kept")]
+    answers = [CliRunner().invoke(app, ["detect", *arguments, "-l", "car", "--json"]) for _ in range(2)]
+    assert CliRunner().invoke(app, ["caption", *arguments]).exit_code == 0
+    assert [answer.exit_code for answer in answers] == [0, 0] and answers[0].stdout == answers[1].stdout
+    assert passes == [1] and len(list((tmp_path / "kept").rglob("*.safetensors"))) == 1
 
 
 def test_only_pictures_that_are_not_held_are_encoded_and_the_order_stays(tmp_path: Path, passes: list[int]) -> None:

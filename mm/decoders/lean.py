@@ -9,6 +9,7 @@ about half the speed of memory; laid out in blocks of `_COLUMNS` outputs it come
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -68,13 +69,54 @@ class _Layer:
         return [*self.qkv, self.out, *self.gate_up, self.down]
 
 
+class _SingleRow:
+    """A layer for one row with one new token, which is all that most steps have."""
+
+    def __init__(self, layer: _Layer) -> None:
+        self.layer = layer
+        self.qkv, self.out = Matrix(*layer.qkv), Matrix(layer.out)
+        self.gate_up, self.down = Matrix(*layer.gate_up), Matrix(layer.down)
+        self.before = layer.before.weight, layer.before.variance_epsilon
+        self.between = layer.between.weight, layer.between.variance_epsilon
+        self.act = F.silu if isinstance(layer.act, nn.SiLU) else layer.act
+        self.heads, self.both = layer.heads, layer.heads + layer.shared
+        self.width, self.grouped = layer.head_width, layer.heads != layer.shared
+        self.halves = (self.both, 2, self.width // 2)
+
+    def __call__(self, x: Tensor, index: int, cache: KVCache, cos: Tensor, sin: Tensor) -> Tensor:
+        """x: float[1, D]; cos, sin: [1, Dh]."""
+        mixed = self.qkv(_rms_row(x, *self.before)).view(1, -1, 1, self.width)
+        turned, value = mixed.split((self.both, mixed.shape[1] - self.both), 1)
+        if self.layer.norms:
+            query, key = self.layer.norms
+            turned = torch.cat((_rms(turned[:, : self.heads], query), _rms(turned[:, self.heads :], key)), 1)
+        turned = turned * cos + turned.reshape(self.halves).flip(1).view(turned.shape) * sin
+        keys, values = cache.write(index, turned[:, self.heads :], value)
+        found = F.scaled_dot_product_attention(
+            turned[:, : self.heads], keys, values, scale=self.layer.scale, enable_gqa=self.grouped
+        )
+        x = x + self.out(found.view(1, -1))
+        gate, up = self.gate_up(_rms_row(x, *self.between)).chunk(2, -1)
+        return x + self.down(self.act(gate) * up)
+
+
+@dataclass
+class _Kept:
+    """What a cache needs beside its tokens: cosines and signed sines [capacity, 1, Dh], and the single-row layers."""
+
+    cos: Tensor
+    sin: Tensor
+    rows: list[_SingleRow] | None
+    head: Matrix | None
+
+
 class LeanLlama:
-    """lm: a model that `fits`. Its parameters are read at every call, so training goes on to show here."""
+    """lm: a model that `fits`. Weights that change are seen by the next cache, so training goes on to show here."""
 
     def __init__(self, lm: Any) -> None:
         self.lm = lm
         self.layers = [_Layer(module) for module in lm.model.layers]
-        self._rows: tuple[Any, list[tuple[Matrix, ...]], Matrix] | None = None
+        self._rows: tuple[Any, list[_SingleRow], Matrix] | None = None
 
     @staticmethod
     def fits(lm: Any) -> bool:
@@ -92,53 +134,63 @@ class LeanLlama:
         """The logits of the last `keep` tokens of embeds float[B, T, D]; writes their keys and values."""
         batch, count, width = embeds.shape
         x = embeds.reshape(batch * count, width)
-        turns, causal = self._turns(cache, count, x), cache.length == 0 and cache.filled is None and count > 1
+        if cache.kept is None:
+            cache.kept = self._kept(cache, x)
+        if len(x) == 1 and cache.kept.rows is not None:
+            return self._single(x, cache)
+        turns = self._turns(cache, count, x)
+        causal = cache.length == 0 and cache.filled is None and count > 1
         seen = None if causal else cache.seen(count, x.device)
-        rows = self._prepared() if len(x) == 1 and x.device.type == "cpu" else None
         for index, layer in enumerate(self.layers):
-            qkv, out, gate_up, down = rows[0][index] if rows else (layer.qkv, layer.out, layer.gate_up, layer.down)
-            mixed = _product(qkv, _rms(x, layer.before))
+            mixed = _side_by_side(layer.qkv, _rms(x, layer.before))
             query, key, value = _heads(layer, mixed.view(batch, count, -1, layer.head_width), turns)
             keys, values = cache.write(index, key, value)
             found = F.scaled_dot_product_attention(
                 query, keys, values, seen, is_causal=causal, scale=layer.scale, enable_gqa=layer.heads != layer.shared
             )
-            x = x + out(found.transpose(1, 2).reshape(len(x), -1))
-            gate, up = _product(gate_up, _rms(x, layer.between)).chunk(2, -1)
-            x = x + down(layer.act(gate) * up)
-        last = _rms(x.view(batch, count, width)[:, -keep:].reshape(-1, width), self.lm.model.norm)
-        return (rows[1] if rows else self.lm.lm_head)(last).view(batch, min(keep, count), -1)
+            x = x + layer.out(found.transpose(1, 2).reshape(len(x), -1))
+            inner = _rms(x, layer.between)
+            x = x + layer.down(layer.act(layer.gate_up[0](inner)) * layer.gate_up[1](inner))
+        last = _rms(x.view(batch, count, width)[:, -keep:], self.lm.model.norm)
+        return self.lm.lm_head(last)
+
+    def _single(self, x: Tensor, cache: KVCache) -> Tensor:
+        kept, place, norm = cache.kept, cache.length, self.lm.model.norm
+        cos, sin = kept.cos[place], kept.sin[place]
+        for index, layer in enumerate(kept.rows):
+            x = layer(x, index, cache, cos, sin)
+        return kept.head(_rms_row(x, norm.weight, norm.variance_epsilon))[None]
 
     def _turns(self, cache: KVCache, count: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and signed sines for the announced tokens: [count, 1, Dh], or [B, count, 1, Dh] with holes."""
-        if cache.tables is None:
-            cos, sin = self.lm.model.rotary_emb(like, torch.arange(cache.capacity, device=like.device)[None])
-            half = sin.shape[-1] // 2
-            sin = torch.cat((-sin[..., :half], sin[..., half:]), -1)
-            cache.tables = cos[0, :, None], sin[0, :, None]
-        cos, sin = cache.tables
+        cos, sin = cache.kept.cos, cache.kept.sin
         if cache.filled is None:
             return cos[cache.length : cache.length + count], sin[cache.length : cache.length + count]
         places = cache.positions(count, like.device)
         return cos[places], sin[places]
 
-    def _prepared(self) -> tuple[list[tuple[Matrix, ...]], Matrix] | None:
-        """The matrices for single rows, made again when a parameter has changed; None where they cost too much."""
+    def _kept(self, cache: KVCache, like: Tensor) -> _Kept:
+        cos, sin = self.lm.model.rotary_emb(like, torch.arange(cache.capacity, device=like.device)[None])
+        half = sin.shape[-1] // 2
+        sin = torch.cat((-sin[..., :half], sin[..., half:]), -1)
+        rows = self._prepared() if cache.batch == 1 and cache.filled is None and like.device.type == "cpu" else None
+        return _Kept(cos[0, :, None], sin[0, :, None], *(rows or (None, None)))
+
+    def _prepared(self) -> tuple[list[_SingleRow], Matrix] | None:
+        """The layers for single rows, made again when a weight has changed; None where they cost too much memory."""
         linears = [linear for layer in self.layers for linear in layer.linears] + [self.lm.lm_head]
-        weights = [linear.weight for linear in linears]
-        stamp = [(w.data_ptr(), 0 if w.is_inference() else w._version) for w in weights]
-        rows = self._rows
-        if rows is None or rows[0] != stamp:
-            if sum(w.numel() * w.element_size() for w in weights) > _COPIED_AT_MOST:
+        given = [p for linear in linears for p in (linear.weight, linear.bias) if p is not None]
+        stamp = [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in given]
+        made = self._rows
+        if made is None or made[0] != stamp:
+            if sum(p.numel() * p.element_size() for p in given) > _COPIED_AT_MOST:
                 return None
-            layers = [(Matrix(*x.qkv), Matrix(x.out), Matrix(*x.gate_up), Matrix(x.down)) for x in self.layers]
-            rows = self._rows = stamp, layers, Matrix(self.lm.lm_head)
-        return rows[1:]
+            made = self._rows = stamp, [_SingleRow(layer) for layer in self.layers], Matrix(self.lm.lm_head)
+        return made[1:]
 
 
-def _product(parts: Any, x: Tensor) -> Tensor:
-    """Several linear layers over one input, side by side."""
-    return torch.cat([part(x) for part in parts], -1) if isinstance(parts, tuple) else parts(x)
+def _side_by_side(parts: tuple[nn.Linear, ...], x: Tensor) -> Tensor:
+    return torch.cat([part(x) for part in parts], -1)
 
 
 def _heads(layer: _Layer, mixed: Tensor, turns: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -157,9 +209,12 @@ def _heads(layer: _Layer, mixed: Tensor, turns: tuple[Tensor, Tensor]) -> tuple[
 def _rms(x: Tensor, norm: Any) -> Tensor:
     """Root mean square norm (Zhang and Sennrich, 2019) in float32, rounded before the weight is applied."""
     wide = x.float()
-    if x.device.type == "cpu" and x.numel() == norm.weight.numel():
-        flat = wide.view(-1)
-        wide = wide * (torch.dot(flat, flat).item() / len(flat) + norm.variance_epsilon) ** -0.5
-    else:
-        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + norm.variance_epsilon)
+    wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + norm.variance_epsilon)
     return norm.weight * wide.to(x.dtype)
+
+
+def _rms_row(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    """`_rms` of float[1, D] on a CPU, where one number is cheaper to take out than to broadcast."""
+    flat = x.view(-1).float()
+    scale = (torch.dot(flat, flat).item() / flat.numel() + epsilon) ** -0.5
+    return weight * (flat * scale).to(x.dtype).view(1, -1)

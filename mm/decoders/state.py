@@ -46,7 +46,8 @@ class StateDecoder(Decoder):
         kind = self.lm.config.model_type
         whole = cache.state is None or kind in _CHUNKS
         parts = [embeds] if whole else list(embeds.split(1, 1))
-        step = self._row_by_row if kind in _ROWS_APART and cache.state is not None else self._forward
+        apart = kind in _ROWS_APART and len(embeds) > 1 and embeds.shape[1] == 1
+        step = self._row_by_row if apart else self._forward
         logits = []
         for part in parts:
             made, cache.state = step(part, cache.state, keep if whole else 1)
@@ -64,7 +65,7 @@ class StateDecoder(Decoder):
         return out.logits[:, -keep:], out[self._carrier]
 
     def _row_by_row(self, embeds: Tensor, state: Any, keep: int) -> tuple[Tensor, Any]:
-        rows = [merge([state], lambda t, i=i: t[0][i : i + 1]) for i in range(len(embeds))]
+        rows = [state and merge([state], lambda t, i=i: t[0][i : i + 1]) for i in range(len(embeds))]
         logits, states = zip(*(self._forward(embeds[i : i + 1], row, keep) for i, row in enumerate(rows)), strict=True)
         return torch.cat(logits), merge(states, torch.cat)
 

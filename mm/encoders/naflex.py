@@ -42,7 +42,7 @@ class NaflexEncoder(TransformersPair):
             grid=grid,
             prefix=tokens[:, :0],
             pooled=tokens.mean(1) if out.pooler_output is None else out.pooler_output,
-            layers=block_outputs(out.hidden_states, layers, 0) if layers else {},
+            layers=block_outputs(out.hidden_states, layers),
             layer_grids=dict.fromkeys(layers, grid),
         )
 

@@ -7,18 +7,16 @@ and text towers of transformers where their files lie in the folder.
 from __future__ import annotations
 
 import copy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import torch.nn.functional as F
 from open_clip.coca_model import CoCa
 from open_clip.hf_configs import arch_dict
 from open_clip.hf_model import HFTextEncoder
 from open_clip.model import CLIP, CustomTextCLIP, convert_to_custom_text_state_dict, resize_pos_embed
 from open_clip.modified_resnet import ModifiedResNet
-from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
 from open_clip.timm_model import TimmModel
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from torch import Tensor, nn
@@ -27,6 +25,7 @@ from mm.checkpoint import load_into, load_tensors, read_json
 from mm.encoders.base import EncoderSpec, ImageFeatures, TextFeatures
 from mm.encoders.build import Dtype
 from mm.encoders.fuse import fused, likes_channels_last
+from mm.encoders.open_clip_hub import WEIGHTS, named_config, trained_with
 from mm.encoders.open_clip_text import open_clip_rules
 from mm.encoders.preprocess import Preprocessing
 from mm.encoders.text import TextRules
@@ -46,9 +45,8 @@ from mm.encoders.timm_tower import (
     trunk_features,
     weights_in,
 )
-from mm.errors import CheckpointError, nearest
+from mm.errors import CheckpointError
 
-_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "model.safetensors")
 _TEMPERATURE = ("logit_scale", "logit_bias")
 _POLICIES: dict[str, Any] = {"shortest": "crop", "longest": "letterbox", "squash": "squash"}
 
@@ -67,8 +65,7 @@ class OpenClipEncoder(nn.Module):
         visual: Any = self.model.visual
         pixels = placed(pixels, next(visual.parameters()), channels_last=self.channels_last)
         if isinstance(visual, TimmModel):
-            out = trunk_features(visual.trunk, pixels, layers)
-            return out.with_pooled(visual.head(visual.trunk.forward_head(out.final)))
+            return _timm(visual, pixels, layers)
         check_pixels(pixels, _hw(visual.image_size))
         return _resnet(visual, pixels, layers) if isinstance(visual, ModifiedResNet) else _vit(visual, pixels, layers)
 
@@ -77,9 +74,7 @@ class OpenClipEncoder(nn.Module):
         ids = ids.to(self.model.logit_scale.device)
         tower: Any = getattr(self.model, "text", None)
         if isinstance(tower, HFTextEncoder):
-            real = (ids != tower.config.pad_token_id).long()
-            out = tower.transformer(input_ids=ids, attention_mask=real)
-            return TextFeatures(tower.proj(tower.pooler(out, real)), out.last_hidden_state, mask, cut)
+            return TextFeatures(*_transformers_text(tower, ids), mask, cut)
         if tower is None:
             out = self.model.forward_intermediates(
                 text=ids, text_indices=[-1], normalize=False, normalize_intermediates=True
@@ -94,6 +89,18 @@ class OpenClipEncoder(nn.Module):
         if self.model.logit_bias is None:
             return logits.softmax(-1)
         return (logits + self.model.logit_bias).sigmoid()
+
+
+def _transformers_text(tower: Any, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """pooled, tokens."""
+    real = (ids != tower.config.pad_token_id).long()
+    out = tower.transformer(input_ids=ids, attention_mask=real)
+    return tower.proj(tower.pooler(out, real)), out.last_hidden_state
+
+
+def _timm(visual: Any, pixels: Tensor, layers: tuple[int, ...]) -> ImageFeatures:
+    out = trunk_features(visual.trunk, pixels, layers)
+    return out.with_pooled(visual.head(visual.trunk.forward_head(out.final)))
 
 
 def _vit(visual: Any, pixels: Tensor, layers: tuple[int, ...]) -> ImageFeatures:
@@ -142,56 +149,6 @@ def _resnet(visual: ModifiedResNet, pixels: Tensor, layers: tuple[int, ...]) -> 
     )
 
 
-@dataclass(frozen=True)
-class HubWeights:
-    """Where open_clip says that published weights lie."""
-
-    repo: str
-    file: str
-
-
-def hub_weights(name: str, tag: str) -> HubWeights:
-    """The repository and safetensors file of `open_clip:NAME/TAG`. Nothing is fetched.
-
-    Raises:
-        CheckpointError: open_clip knows no such name or tag, or has pickled weights only.
-    """
-    repo, _, file = str(_tag_config(name, tag).get("hf_hub", "")).rpartition("/")
-    if not repo:
-        raise CheckpointError(f"open_clip: {name}/{tag} is published as a pickled file only, which is never loaded")
-    return HubWeights(repo, str(Path(file).with_suffix(".safetensors")) if file else _WEIGHTS[0])
-
-
-def _tag_config(name: str, tag: str) -> dict[str, Any]:
-    _named_config(name)
-    found = get_pretrained_cfg(name, tag)
-    if not found:
-        tags = list_pretrained_tags_by_model(name)
-        known = ", ".join(tags) or "none"
-        raise CheckpointError(f"open_clip: {name} has no weights {tag!r}; published: {known}.{nearest(tag, tags)}")
-    return found
-
-
-def _trained_with(name: str, tag: str | None) -> tuple[bool, dict[str, Any]]:
-    """QuickGELU or not, and the preprocessing, of published weights; open_clip only warns of a wrong activation."""
-    tags = [tag] if tag else list_pretrained_tags_by_model(name)
-    found = []
-    for each in tags:
-        config = _tag_config(name, each)
-        said = bool(config.get("quick_gelu", False)), merge_preprocess_dict(PreprocessCfg(), config)
-        found += [said] if said not in found else []
-    if len(found) > 1:
-        raise CheckpointError(
-            f"open_clip: the weights of {name} differ in preprocessing or activation; say which: {', '.join(tags)}"
-        )
-    return found[0] if found else (False, {})
-
-
-def tokenizer_repo(name: str) -> str | None:
-    """The repository of the tokenizer that this name needs; None where open_clip's own will do."""
-    return _named_config(name)["text_cfg"].get("hf_tokenizer_name")
-
-
 def load(folder: Path, *, dtype: Dtype, train: bool, image_hw: tuple[int, int] | None = None) -> OpenClipEncoder:
     """The pair of a folder in open_clip's format: open_clip_config.json beside a safetensors file.
 
@@ -208,7 +165,7 @@ def load(folder: Path, *, dtype: Dtype, train: bool, image_hw: tuple[int, int] |
         model_cfg,
         config.get("preprocess_cfg") or {},
         folder.name,
-        weights=weights_in(folder, _WEIGHTS),
+        weights=weights_in(folder, WEIGHTS),
         text_files=folder,
         dtype=dtype,
         train=train,
@@ -230,14 +187,15 @@ def load_named(
 
     weights: a safetensors file with open_clip's keys; None leaves the towers as open_clip initialises them.
     tag: which published weights they are; it decides preprocessing and activation. It may be left out where all
-    published weights of the name agree on these, and where there are none. text_files: a folder with the tokenizer (`tokenizer_repo`) and, for text towers of transformers, their
-    config.json.
+    published weights of the name agree on these, and where there are none.
+    text_files: a folder with the tokenizer (`open_clip_hub.tokenizer_repo`) and, for text towers of transformers,
+    their config.json.
 
     Raises:
         CheckpointError: as `load`, and where the tag is missing.
     """
-    model_cfg = _named_config(name)
-    quick_gelu, preprocess = _trained_with(name, tag)
+    model_cfg = named_config(name)
+    quick_gelu, preprocess = trained_with(name, tag)
     if quick_gelu:
         model_cfg["quick_gelu"] = True
     return _encoder(
@@ -250,14 +208,6 @@ def load_named(
         train=train,
         image_hw=image_hw,
     )
-
-
-def _named_config(name: str) -> dict[str, Any]:
-    known = open_clip.list_models()
-    config = open_clip.get_model_config(name) if name in known else None
-    if config is None:
-        raise CheckpointError(f"open_clip has no model {name!r}.{nearest(name, known)}")
-    return config
 
 
 def _encoder(
@@ -381,28 +331,25 @@ def _hw(size: int | tuple[int, int] | list[int]) -> tuple[int, int]:
 
 def _input_hw(visual: Any, image_hw: tuple[int, int] | None, name: str) -> tuple[int, int]:
     """What the tower reads from now on. A timm trunk keeps its own size, whatever the configuration around it says."""
-    if not isinstance(visual, TimmModel):
+    trunk = getattr(visual, "trunk", None)
+    if trunk is None:
         return _hw(visual.image_size)
-    if image_hw is None:
-        return fixed_hw(visual.trunk) or _hw(visual.image_size)
-    return resized(visual.trunk, image_hw, name)
+    return resized(trunk, image_hw, name) if image_hw else fixed_hw(trunk) or _hw(visual.image_size)
 
 
 def _on_maps(visual: Any) -> bool:
-    if isinstance(visual, TimmModel):
-        return likes_channels_last(visual.trunk)
-    return isinstance(visual, ModifiedResNet)
+    return likes_channels_last(visual.trunk) if hasattr(visual, "trunk") else isinstance(visual, ModifiedResNet)
 
 
 def _width(visual: Any) -> int:
-    if isinstance(visual, TimmModel):
+    if hasattr(visual, "trunk"):
         return visual.trunk.num_features
-    return 32 * visual.conv3.out_channels if hasattr(visual, "attnpool") else visual.conv1.out_channels
+    return visual.attnpool.c_proj.in_features if hasattr(visual, "attnpool") else visual.conv1.out_channels
 
 
 def _in_words(visual: Any) -> str:
-    if isinstance(visual, TimmModel):
+    if hasattr(visual, "trunk"):
         return tokens_in_words(visual.trunk)
-    if isinstance(visual, ModifiedResNet):
+    if hasattr(visual, "attnpool"):
         return "the last stage's map, in front of the attention pooling"
     return "patch tokens after the last norm" if _norms_tokens(visual) else "patch tokens after the last block"

@@ -49,9 +49,12 @@ def read_preprocessing(folder: Path) -> Preprocessing:
         CheckpointError: neither is there, or one says something that this library does not do; the key is named.
     """
     file, said = _processor_file(folder)
+    canvas = _processor(said) == "Owlv2"
+    if canvas and said.get("do_pad") is not True:
+        raise CheckpointError(f"{file}: do_pad={said.get('do_pad')!r} of an Owlv2 processor; expected true")
     for key, value in said.items():
         off = value is None or (value is False and key.startswith("do_"))
-        if key not in _READ | _IGNORED and not off:
+        if key not in _READ | _IGNORED and not off and not (canvas and key == "do_pad"):
             raise CheckpointError(f"{file}: {key}={value!r} is not understood.{nearest(key, _READ)}")
     mean, std = _normalisation(file, said)
     if said.get("do_resize", True) is not True:
@@ -60,6 +63,9 @@ def read_preprocessing(folder: Path) -> Preprocessing:
     if number not in _RESAMPLE:
         raise CheckpointError(f"{file}: resample={number!r}; expected one of {', '.join(map(str, _RESAMPLE))}")
     resample = _RESAMPLE[number]
+    if canvas:
+        frame = _sides(file, "size", _given(file, said, "size"))
+        return Preprocessing(frame, "canvas", resample, mean, std, None, "floor", (0, 0, 0), None, None)
     if said.get("max_num_patches") is not None:
         patch, most = (_positive(file, key, _given(file, said, key)) for key in ("patch_size", "max_num_patches"))
         side = int(most**0.5) * patch
@@ -176,11 +182,16 @@ def _given(file: str, said: dict[str, Any], key: str) -> Any:
 
 
 def _habit(file: str, said: dict[str, Any], key: str) -> tuple[bool, bool]:
-    name = str(said.get("image_processor_type") or said.get("feature_extractor_type"))
-    stem = next((name.removesuffix(ending) for ending in _ENDINGS if name.endswith(ending)), name)
+    stem = _processor(said)
     if stem not in _HABITS:
-        raise CheckpointError(f"{file}: what {key} means there depends on {name!r}, which is not known")
+        raise CheckpointError(f"{file}: what {key} means there depends on {stem!r}, which is not known")
     return _HABITS[stem]
+
+
+def _processor(said: dict[str, Any]) -> str:
+    """The processor's name without its ending."""
+    name = str(said.get("image_processor_type") or said.get("feature_extractor_type"))
+    return next((name.removesuffix(ending) for ending in _ENDINGS if name.endswith(ending)), name)
 
 
 @dataclass(frozen=True)
@@ -229,6 +240,11 @@ def _tokenizer(folder: Path) -> Any:
             return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
         if (folder / "spiece.model").is_file():
             return _sentencepiece(folder)
+        if not all((folder / name).is_file() for name in ("vocab.json", "merges.txt")):
+            # transformers would make up a tokenizer of three words here.
+            raise CheckpointError(
+                f"{folder.name}: no tokenizer; expected tokenizer.json, vocab.json with merges.txt, or spiece.model"
+            )
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 

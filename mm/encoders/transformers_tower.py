@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -71,9 +71,9 @@ def check_layers(layers: tuple[int, ...], depth: int) -> None:
             raise InputError(f"layers: the tower has blocks 0 to {depth - 1}, got {layer}")
 
 
-def block_outputs(hidden: Any, layers: tuple[int, ...], prefix: int) -> dict[int, Tensor]:
-    """What the asked blocks gave out, patch tokens only; `hidden` begins with what went into the first block."""
-    return {i: hidden[i + 1 if i >= 0 else i][:, prefix:] for i in layers}
+def block_outputs(hidden: Any, layers: tuple[int, ...]) -> dict[int, Tensor]:
+    """What the asked blocks gave out; `hidden` begins with what went into the first block."""
+    return {i: hidden[i + 1 if i >= 0 else i] for i in layers}
 
 
 def read_tower(tower: Any, pixels: Tensor, layers: tuple[int, ...]) -> ImageFeatures:
@@ -98,13 +98,15 @@ def read_tower(tower: Any, pixels: Tensor, layers: tuple[int, ...]) -> ImageFeat
     tokens = getattr(tower, habits.norm)(out.last_hidden_state) if habits.norm else out.last_hidden_state
     assert tokens.shape[1] == prefix + grid[0] * grid[1]
     patches = tokens[:, prefix:]
+    blocks = block_outputs(out.hidden_states, layers)
     return ImageFeatures(
         tokens=patches,
         grid=grid,
         prefix=tokens[:, :prefix],
         pooled=patches.mean(1) if out.pooler_output is None else out.pooler_output,
-        layers=block_outputs(out.hidden_states, layers, prefix) if layers else {},
+        layers={i: block[:, prefix:] for i, block in blocks.items()},
         layer_grids=dict.fromkeys(layers, grid),
+        layer_prefix={i: block[:, :prefix] for i, block in blocks.items()} if prefix else {},
     )
 
 
@@ -121,9 +123,7 @@ class TransformersTower(nn.Module):
         found = read_tower(self.tower, pixels, layers)
         if self.projection is None:
             return found
-        return ImageFeatures(
-            found.tokens, found.grid, found.prefix, self.projection(found.pooled), found.layers, found.layer_grids
-        )
+        return replace(found, pooled=self.projection(found.pooled))
 
     def encode_text(self, texts: list[str]) -> TextFeatures:
         raise InputError("this encoder is an image tower without a text tower")

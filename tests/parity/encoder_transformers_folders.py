@@ -109,7 +109,7 @@ def owl(folder: Path, kind: str) -> Path:
     text = TEXT | {"max_position_embeddings": 16}
     config = getattr(transformers, f"{kind}Config")(text_config=text, vision_config=VISION, projection_dim=24)
     shaken(getattr(transformers, f"{kind}ForObjectDetection")(config)).save_pretrained(folder)
-    transformers.OwlViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
+    getattr(transformers, f"{kind}ImageProcessorPil")(size={"height": 32, "width": 32}).save_pretrained(folder)
     clip_tokenizer(folder)
     return folder
 

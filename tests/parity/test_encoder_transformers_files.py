@@ -116,7 +116,9 @@ def test_what_transformers_saves_again_reads_the_same(tmp_path: Path, case: str)
     assert after == before
 
 
-@pytest.mark.parametrize(("height", "width"), [(1, 1), (64, 64), (480, 640), (31, 999), (2000, 3), (256, 255), (17, 33)])
+@pytest.mark.parametrize(
+    ("height", "width"), [(1, 1), (64, 64), (480, 640), (31, 999), (2000, 3), (256, 255), (17, 33)]
+)
 @pytest.mark.parametrize(("patch", "most"), [(16, 256), (16, 1024), (14, 196), (8, 1)])
 def test_naflex_sizes_equal_the_reference(height: int, width: int, patch: int, most: int) -> None:
     from transformers.models.siglip2.image_processing_pil_siglip2 import get_image_size_for_max_num_patches
@@ -135,6 +137,16 @@ def test_naflex_pixels_equal_the_reference(tmp_path: Path, size: tuple[int, int]
     flat = given["pixel_values"][0, : h * w].reshape(h, w, 8, 8, 3)
     expected = flat.permute(4, 0, 2, 1, 3).reshape(3, 8 * h, 8 * w)
     torch.testing.assert_close(ours.pixels(pixels), expected.float(), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(90, 31), (7, 200), (333, 250), (48, 48), (1, 1)])
+def test_owlv2_pixels_equal_the_reference(tmp_path: Path, size: tuple[int, int]) -> None:
+    transformers.Owlv2ImageProcessorPil(size={"height": 48, "width": 48}).save_pretrained(tmp_path)
+    ours = read_preprocessing(tmp_path)
+    processor = transformers.Owlv2ImageProcessorPil.from_pretrained(tmp_path)
+    pixels = picture(size)
+    expected = processor(Image.fromarray(pixels), return_tensors="pt")["pixel_values"][0].float()
+    torch.testing.assert_close(ours.pixels(pixels), expected, atol=1e-5, rtol=1e-5)
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
@@ -156,8 +168,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "crop of a square": ({"size": {"height": 60, "width": 60}}, "squashed"),
     "negative": ({"size": {"shortest_edge": -3}}, "size=-3"),
     "factor": ({"rescale_factor": 0}, "rescale_factor"),
-    "stranger": ({"image_processor_type": "OddImageProcessor", "size": 48}, "OddImageProcessor"),
-    "pads first": ({"image_processor_type": "Owlv2ImageProcessor"}, "Owlv2ImageProcessor"),
+    "stranger": ({"image_processor_type": "OddImageProcessor", "size": 48}, "depends on 'Odd'"),
+    "does not pad": ({"image_processor_type": "Owlv2ImageProcessor"}, "do_pad=None of an Owlv2"),
 }
 
 

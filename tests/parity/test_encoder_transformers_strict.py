@@ -65,7 +65,7 @@ def test_a_folder_without_a_tokenizer_is_refused_without_its_path(tmp_path: Path
     folder = make.clip(tmp_path)
     for file in folder.glob("*token*"):
         file.unlink()
-    with pytest.raises(CheckpointError) as caught:
+    with pytest.raises(CheckpointError, match="no tokenizer") as caught:
         load_encoder(folder)
     assert str(tmp_path) not in str(caught.value)
 
