@@ -12,8 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from mm.checkpoint import check_folder, fingerprint, load_into, load_tensors, read_json
-from mm.connectors.projections import MLP, Linear
-from mm.decoders.causal import CausalDecoder
 from mm.encoders.base import EncoderSpec
 from mm.encoders.build import Dtype, load_encoder
 from mm.encoders.timm_clip import TimmClipEncoder
@@ -22,12 +20,12 @@ from mm.heads.clipmat import ClipMatConfig, ClipMatHead
 from mm.heads.clipseg_style import ClipSegStyleConfig, ClipSegStyleHead
 from mm.heads.owlvit import OwlConfig, OwlHead
 from mm.hub import Located, locate
-from mm.joined import Joined, Speaker
+from mm.joined import Joined
+from mm.llava import Pad, is_llava, load_llava
 from mm.published import head_parts
+from mm.saved import read_speaker
 from mm.world import World
 from mm.zoo import MODELS
-
-CONNECTORS = {"linear": Linear, "mlp": MLP}
 
 _Key = tuple[Path, str | None, str, str]
 _loaded: dict[_Key, Joined] = {}
@@ -117,7 +115,7 @@ def _load_joined(name: str, found: Located) -> Joined:
         detector = _head(OwlHead, OwlConfig, config, "detector", joined)
         segmenter = _head(ClipSegStyleHead, ClipSegStyleConfig, config, "segmenter", joined)
         matter = _head(ClipMatHead, ClipMatConfig, config, "matter", joined)
-        speaker = _speaker(folder, config, joined)
+        speaker = read_speaker(folder, config.get("speaker"), _take(joined, "connector"))
     world = _world(config, joined)
     if joined:
         raise CheckpointError(f"joined.safetensors: keys that no part asked for: {', '.join(sorted(joined)[:5])}")
@@ -193,29 +191,6 @@ def _head(kind: type, config_kind: type, config: dict[str, Any], part: str, join
     head = kind(**vars(_build(config_kind, config[part], part)))
     load_into(head, _take(joined, part), f"joined.safetensors, {part}")
     return head.eval().requires_grad_(False)
-
-
-def _speaker(folder: Path, config: dict[str, Any], joined: dict[str, Tensor]) -> Speaker | None:
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
-    if "speaker" not in config:
-        return None
-    values = config["speaker"]
-    if values["connector"] not in CONNECTORS:
-        raise CheckpointError(f"unknown connector {values['connector']!r}.{nearest(values['connector'], CONNECTORS)}")
-    connector: nn.Module = CONNECTORS[values["connector"]](values["d_in"], values["d_out"])
-    load_into(connector, _take(joined, "connector"), "joined.safetensors, connector")
-    settings = AutoConfig.from_pretrained(folder / "decoder", local_files_only=True, trust_remote_code=False)
-    lm = AutoModelForCausalLM.from_config(settings, attn_implementation="sdpa", dtype=torch.float32)
-    weights = _floats(load_tensors(folder / "decoder" / "model.safetensors"))
-    if settings.tie_word_embeddings:
-        weights.setdefault("lm_head.weight", weights["model.embed_tokens.weight"])
-    load_into(lm, weights, "decoder/model.safetensors")
-    tokenizer = AutoTokenizer.from_pretrained(folder / "decoder", local_files_only=True, trust_remote_code=False)
-    decoder = CausalDecoder(lm, tokenizer)
-    for module in (connector, decoder):
-        module.eval().requires_grad_(False)
-    return Speaker(connector, decoder, str(values["prompt"]))
 
 
 def _world(config: dict[str, Any], joined: dict[str, Tensor]) -> World | None:

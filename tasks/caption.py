@@ -10,26 +10,28 @@ import torch
 from mm.encoded import Encoded
 from mm.errors import InputError
 from mm.generate import Row, deltas, generate
-from mm.joined import Joined, Speaker
-from mm.kernels.cache import KVPrefix
+from mm.joined import Joined
 from mm.labels import check_text
 from mm.limits import DEFAULT_LIMITS, Limits
 from mm.loading import as_model
+from mm.prompts import Prompt, asked
 from mm.tasks.each import Cache, Model, OnError, each, source
 from mm.tasks.encode import encode
 from mm.types import Caption
+from mm.vlm import Speaker
 
 
 class CaptionStream:
     """The text in pieces as it is written; `result` is the whole `Caption` once the pieces are used up."""
 
     def __init__(self, joined: Joined, encoded: Encoded, prompt: str | None, max_new_tokens: int) -> None:
-        speaker = _speaker(joined)
-        ids = speaker.decoder.prompt_ids(prompt or speaker.prompt)
-        steps = generate(speaker.decoder, encoded.prefix(joined), ids, max_new_tokens=max_new_tokens)
+        speaker = speaker_of(joined)
+        whole = _whole_prompt(speaker, prompt)
+        prefix, ids = speaker.read(whole, [encoded])
+        steps = generate(speaker.decoder, prefix, ids, max_new_tokens=max_new_tokens)
         self._rows: list[Row] = []
         self._pieces = deltas(speaker.decoder, self._watched(steps))
-        self._finish = lambda: _caption(joined, encoded, self._rows[0], prompt)
+        self._finish = lambda: _caption(joined, encoded, self._rows[0], prompt, whole.notes)
 
     def _watched(self, steps: Iterator[list[Row]]) -> Iterator[list[Row]]:
         for rows in steps:
@@ -68,7 +70,7 @@ def caption(
         TextInputError: the prompt is blank or too long. ImageInputError: an image cannot be read.
         InputError: max_new_tokens is not a whole number from 1 to `limits.max_new_tokens`.
     """
-    asked = None if prompt is None else check_text(prompt, "prompt", limits.max_prompt_chars)
+    said = None if prompt is None else check_prompt(prompt, "prompt", limits)
     whole = isinstance(max_new_tokens, int) and not isinstance(max_new_tokens, bool)
     if not whole or not 1 <= max_new_tokens <= limits.max_new_tokens:
         raise InputError(f"max_new_tokens: expected 1 to {limits.max_new_tokens}, got {max_new_tokens!r}")
@@ -76,37 +78,56 @@ def caption(
         if isinstance(image, (list, tuple)):
             raise InputError(f"stream: expected one image, got {len(image)}")
         encoded = encode(image, model=model, cache=cache, limits=limits, allow_urls=allow_urls)
-        return CaptionStream(as_model(model), encoded, asked, max_new_tokens)
+        return CaptionStream(as_model(model), encoded, said, max_new_tokens)
 
     def work(joined: Joined, encoded: list[Encoded]) -> list[Caption]:
-        return _captions(joined, encoded, asked, max_new_tokens)
+        return _captions(joined, encoded, said, max_new_tokens)
 
     return each(image, work, model=model, cache=cache, on_error=on_error, limits=limits, allow_urls=allow_urls)
 
 
+def check_prompt(text: str, name: str, limits: Limits) -> str:
+    """The text without outer white space; lines of it stay lines.
+
+    Raises:
+        TextInputError: not a string, blank or too long.
+    """
+    check_text(text, name, limits.max_prompt_chars)
+    return text.strip()
+
+
 @torch.inference_mode()
 def _captions(joined: Joined, encoded: list[Encoded], prompt: str | None, max_new_tokens: int) -> list[Caption]:
-    speaker = _speaker(joined)
-    prefix = KVPrefix.stack([e.prefix(joined) for e in encoded])
-    ids = speaker.decoder.prompt_ids(prompt or speaker.prompt)
+    speaker = speaker_of(joined)
+    whole = _whole_prompt(speaker, prompt)
+    read = [speaker.read(whole, [e]) for e in encoded]
     rows: list[Row] = []
-    for rows in generate(speaker.decoder, prefix, ids, max_new_tokens=max_new_tokens):  # noqa: B007 (the last is kept)
+    steps = generate(
+        speaker.decoder, [prefix for prefix, _ in read], [ids for _, ids in read], max_new_tokens=max_new_tokens
+    )
+    for rows in steps:  # noqa: B007 (the last is kept)
         pass
-    return [_caption(joined, e, row, prompt) for e, row in zip(encoded, rows, strict=True)]
+    return [_caption(joined, e, row, prompt, whole.notes) for e, row in zip(encoded, rows, strict=True)]
 
 
-def _caption(joined: Joined, encoded: Encoded, row: Row, prompt: str | None) -> Caption:
+def _whole_prompt(speaker: Speaker, prompt: str | None) -> Prompt:
+    return speaker.prompts(asked(speaker.prompt if prompt is None else prompt))
+
+
+def _caption(joined: Joined, encoded: Encoded, row: Row, prompt: str | None, notes: tuple[str, ...]) -> Caption:
+    speaker = speaker_of(joined)
     return Caption(
-        text=_speaker(joined).decoder.text(row.ids),
+        text=row.text,
         prompt=prompt,
         tokens=len(row.ids),
         finish_reason=row.finish_reason or "length",
         size_hw=encoded.size_hw,
-        source=source(joined, encoded),
+        source=source(joined, encoded, (*speaker.notes, *notes)),
     )
 
 
-def _speaker(joined: Joined) -> Speaker:
+def speaker_of(joined: Joined) -> Speaker:
+    """The language half, or an error that says the model has none."""
     speaker = joined.need("speaker")
     assert isinstance(speaker, Speaker)
     return speaker

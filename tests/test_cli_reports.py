@@ -30,7 +30,10 @@ COMMANDS = [
     "models",
     "doctor",
     "bench",
+    "bench encoders",
+    "check",
     "eval scenes",
+    "eval zeroshot",
 ]
 
 
@@ -194,6 +197,16 @@ def test_bench_prints_a_table_or_json(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(bench, "run", lambda **_: rows)
     assert "encode  1.500  open_clip  3.000" in invoke("bench").stdout
     assert json.loads(invoke("bench", "--json").stdout)["ratio"] == 2.0
+
+
+def test_bench_encoders_prints_a_table_or_json(monkeypatch: pytest.MonkeyPatch):
+    rows = [{"encoder": "CLIP", "input": "texts", "per_s": 1.5, "ratio": 2.0}]
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr("mm.bench_encoders.run", lambda **options: asked.append(options) or rows)
+    assert "CLIP     texts  1.500  2.000" in invoke("bench", "encoders", "--repeats", 3).stdout
+    answer = json.loads(invoke("bench", "encoders", "--batch", 2, "--json").stdout)
+    assert answer["ratio"] == 2.0 and "torch" in answer["machine"]
+    assert [(options["repeats"], options["batch"]) for options in asked] == [(3, 8), (10, 2)]
 
 
 def test_results_read_as_one_line():

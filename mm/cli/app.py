@@ -58,9 +58,9 @@ for command in (
     about.models,
     about.doctor,
     parity.check,
-    measure.bench,
 ):
     app.command()(command)
+app.add_typer(measure.benchmarks, name="bench")
 app.add_typer(measure.evaluation, name="eval")
 
 

@@ -76,7 +76,45 @@ def with_scores(readme: str, scores: dict[str, Any]) -> str:
     return f"{before}{mark}\n{render.markdown(render.flatten(scores))}\n{end}{after}"
 
 
+@evaluation.command()
+def zeroshot(
+    data: Annotated[Path, typer.Option("--data", metavar="DIR", help="A folder with one folder of pictures a class.")],
+    model: Annotated[
+        str, typer.Option("--model", "-m", metavar="NAME", help="A name from `mm models`, a hub id, or a folder.")
+    ] = "tiny",
+    templates: Annotated[
+        str | None, typer.Option(metavar="NAME", help="simple, photo, as is, or a sentence with {} for the label.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only so many pictures of each class.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the scores as one JSON object.")] = False,
+) -> None:
+    """Score a model on a folder of class folders, by names alone.
+
+    Class folders are named by their labels, or are ImageNet's 1000 WordNet numbers.
+
+    \b
+    mm eval zeroshot --model siglip2-base-patch16-224 --data imagenet/val
+    mm eval zeroshot --model clip-vit-base-patch32 --data imagenet/val --templates simple
+    """
+    from mm.cli import render
+    from mm.errors import MMError
+    from mm.lettering import visible
+    from mm.zeroshot import evaluate_zeroshot
+
+    try:
+        scores = evaluate_zeroshot(model, data, templates=templates, limit=limit, progress=sys.stderr.isatty())
+    except MMError as error:
+        typer.echo(f"error: {visible(str(error))}", err=True)
+        raise typer.Exit(2) from error
+    typer.echo(json_format.dumps(scores, allow_nan=False) if json else render.table(render.flatten(scores)))
+
+
+benchmarks = typer.Typer(invoke_without_command=True, rich_markup_mode=None, add_completion=False)
+
+
+@benchmarks.callback()
 def bench(
+    context: typer.Context,
     model: Annotated[
         str, typer.Option("--model", "-m", metavar="NAME", help="A name from `mm models`, or a folder.")
     ] = "tiny",
@@ -90,11 +128,38 @@ def bench(
     \b
     mm bench
     mm bench --repeats 50 --json
+    mm bench encoders
     """
-    from mm.bench import machine, run
+    if context.invoked_subcommand is not None:
+        return
+    from mm.bench import run
+
+    _report(run(model=model, repeats=repeats, progress=sys.stderr.isatty()), json)
+
+
+@benchmarks.command()
+def encoders(
+    repeats: Annotated[int, typer.Option(min=1, help="How often each side is timed.")] = 10,
+    batch: Annotated[int, typer.Option(min=1, help="Pictures, or texts, in one pass.")] = 8,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object per row.")] = False,
+) -> None:
+    """Time encoders beside their reference libraries.
+
+    Towers of full size with random weights read JPEG files and texts: items per second by medians of turns.
+
+    \b
+    mm bench encoders
+    mm bench encoders --repeats 3 --json
+    """
+    from mm.bench_encoders import run
+
+    _report(run(repeats=repeats, batch=batch, progress=sys.stderr.isatty()), json)
+
+
+def _report(rows: list[dict[str, Any]], json: bool) -> None:
+    from mm.bench import machine
     from mm.cli import render
 
-    rows = run(model=model, repeats=repeats, progress=sys.stderr.isatty())
     if json:
         for row in rows:
             typer.echo(json_format.dumps(row | {"machine": machine()}))

@@ -7,7 +7,7 @@ differ by about one grey level at single pixels.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -26,7 +26,8 @@ class Preprocessing:
 
     input_hw: pixels. policy: of `mm.geometry`, or `patches`: the aspect is kept, sides are multiples of `patch`
     and there are at most `max_patches` of them (NaFlex, SigLIP 2 section 3.4.2); `input_hw` is then unused.
-    shortest_edge: where a crop first resizes to, None: to the frame. centre: how a crop halves an odd margin.
+    shortest_edge: where a crop first resizes to, None: to the frame; a squash goes there
+    with both sides, and its middle is kept. centre: how a crop halves an odd margin.
     mean, std: of pixels in 0..1. fill: RGB 0-255 of padding.
     """
 
@@ -46,7 +47,11 @@ class Preprocessing:
         if self.policy == "patches":
             assert self.patch and self.max_patches
             return fit(picture_hw, patches_hw(picture_hw, self.patch, self.max_patches), "squash")
-        return fit(picture_hw, self.input_hw, self.policy, shortest_edge=self.shortest_edge, centre=self.centre)
+        edge, policy = self.shortest_edge, self.policy
+        if policy == "squash" and edge is not None:
+            middle = fit((edge, edge), self.input_hw, "crop", shortest_edge=edge, centre=self.centre)
+            return replace(middle, picture_hw=picture_hw)
+        return fit(picture_hw, self.input_hw, policy, shortest_edge=edge, centre=self.centre)
 
     def pixels(self, picture: np.ndarray) -> Tensor:
         """uint8[H, W, 3], upright sRGB -> float32[3, h, w], normalised."""

@@ -32,7 +32,7 @@ def released(folder: Path, refined: bool, side: int, depth: int, layers: list[in
     model = make.shaken(transformers.CLIPSegForImageSegmentation(config))
     with torch.no_grad():  # logits of the size that trained ones have, so that float32 noise stays below a difference
         for parameter in model.decoder.transposed_convolution.parameters():
-            parameter.mul_(0.2)
+            parameter.mul_(0.1 if refined else 0.02)
     model.save_pretrained(folder)
     processor = transformers.ViTImageProcessorPil(size={"height": side, "width": side}, **STATS)
     processor.save_pretrained(folder)
