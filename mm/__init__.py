@@ -6,13 +6,16 @@ imports this file; the inside writes ``from mm.images import ...``.
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from mm.version import __version__
 
 if TYPE_CHECKING:
     import mm.errors as errors
+    from mm.joining import join
     from mm.loading import load
     from mm.tasks.ask import ask
     from mm.tasks.caption import caption
@@ -20,8 +23,10 @@ if TYPE_CHECKING:
     from mm.tasks.detect import detect
     from mm.tasks.embed import embed
     from mm.tasks.encode import encode
+    from mm.tasks.generate import generate
     from mm.tasks.matte import matte
     from mm.tasks.segment import segment
+    from mm.training.fit import fit
 
 __all__ = [
     "__version__",
@@ -32,20 +37,36 @@ __all__ = [
     "embed",
     "encode",
     "errors",
+    "fit",
+    "generate",
+    "join",
     "load",
     "matte",
     "segment",
 ]
+_HOMES = {"load": "mm.loading", "join": "mm.joining", "fit": "mm.training.fit"}
 
 
 def __getattr__(name: str) -> Any:
-    """The face name `name`: a task, `load`, or the module `mm.errors`. Everything else is no attribute."""
+    """The face name `name`: a task, `load`, `join`, `fit`, or the module `mm.errors`. Everything else is no attribute."""
     if name not in __all__:
         raise AttributeError(f"module 'mm' has no attribute {name!r}; it offers {', '.join(__all__)}")
     if name == "errors":
         return import_module("mm.errors")
-    return getattr(import_module("mm.loading" if name == "load" else f"mm.tasks.{name}"), name)
+    return getattr(import_module(_HOMES.get(name, f"mm.tasks.{name}")), name)
 
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+class _Face(ModuleType):
+    """Importing a module `mm.generate` would put it in the place of the function."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in __all__ and name != "errors" and isinstance(value, ModuleType):
+            return
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Face

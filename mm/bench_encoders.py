@@ -28,7 +28,10 @@ from mm.images import open_image
 DTYPES: tuple[Dtype, ...] = ("float32", "bfloat16")
 PICTURE_HW = (480, 640)
 
-_WORDS = "a photo of red blue small large cat dog car boat tree house on the green hill near water".split()
+_WORDS = (
+    "a", "photo", "of", "red", "blue", "small", "large", "cat", "dog", "car",
+    "boat", "tree", "house", "on", "the", "green", "hill", "near", "water",
+)  # fmt: skip
 _SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 
 
@@ -139,7 +142,7 @@ def _make_clip(folder: Path, small: bool) -> None:
     vision = _SMALL | {"image_size": 32, "patch_size": 8} if small else {}
     config = CLIPConfig(text_config=(_SMALL if small else {}) | _letters(folder, 77), vision_config=vision)
     CLIPModel(config).save_pretrained(folder)
-    side = config.vision_config.image_size
+    side = 32 if small else 224
     CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side}).save_pretrained(folder)
 
 
@@ -153,19 +156,19 @@ def _make_siglip(folder: Path, small: bool) -> None:
     marks = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
     config = SiglipConfig(text_config=text | marks, vision_config=vision)
     SiglipModel(config).save_pretrained(folder)
-    side = config.vision_config.image_size
+    side = 32 if small else 224
     SiglipImageProcessor(size={"height": side, "width": side}).save_pretrained(folder)
 
 
 def _make_mobileclip(folder: Path, small: bool) -> None:
-    """open_clip's configuration of MobileCLIP2-S0; small: fewer text blocks and pixels, the image tower as it is."""
+    """open_clip's configuration of MobileCLIP2-S0; small: its smallest relative, few pixels, one text block."""
     import open_clip
     from safetensors.torch import save_file
 
     model = copy.deepcopy(open_clip.get_model_config("MobileCLIP2-S0"))
     assert model is not None
     if small:
-        model["vision_cfg"]["image_size"] = 64
+        model["vision_cfg"] |= {"timm_model_name": "fastvit_t8", "image_size": 64}
         model["text_cfg"] |= {"layers": 1, "width": 64, "heads": 2}
     side = model["vision_cfg"]["image_size"]
     stats = {"mean": [0.0] * 3, "std": [1.0] * 3, "interpolation": "bilinear", "resize_mode": "shortest"}

@@ -67,7 +67,8 @@ def encode_pictures(joined: Joined, pictures: list[Picture], store: FeatureStore
     keys = [feature_key(joined, p) for p in pictures] if store else []
     rows: dict[int, ImageFeatures] = {}
     if store:
-        device = next(iter(joined.encoder.parameters())).device
+        encoder: Any = joined.encoder
+        device = next(encoder.parameters()).device
         rows = {i: found for i, key in enumerate(keys) if (found := store.get(key, device)) is not None}
     fresh = [i for i in range(len(pictures)) if i not in rows]
     for size in dict.fromkeys(plans[i].input_hw for i in fresh):

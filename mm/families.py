@@ -39,7 +39,7 @@ class Texts:
 @dataclass(frozen=True)
 class Family:
     """resample: filters that a release of this family states. sized: whether the input is the model's image size.
-    parity: the test that compares this family with its reference library, "" where there is none yet."""
+    parity: the file below tests/ that compares the family with its reference library, "" where there is none."""
 
     mean: _Triple
     std: _Triple
@@ -50,22 +50,24 @@ class Family:
     parity: str
 
 
+_TRANSFORMERS = "parity/test_encoder_transformers.py"
+_OPEN_CLIP = "parity/test_encoder_open_clip.py"
 _CLIP_TEXT = Texts(1, "lower", False)
 _SIGLIP_TEXT = Texts(0, "letters", True)
 
 FAMILIES: dict[str, Family] = {
-    "clip": Family(CLIP_MEAN, CLIP_STD, ("bicubic",), "crop", True, _CLIP_TEXT, ""),
-    "clip-half": Family(HALF, HALF, ("bicubic",), "crop", True, _CLIP_TEXT, ""),
-    "siglip": Family(HALF, HALF, ("bicubic",), "squash", True, _SIGLIP_TEXT, ""),
-    "siglip2": Family(HALF, HALF, ("bilinear", "bicubic"), "squash", True, _SIGLIP_TEXT, ""),
-    "siglip2-naflex": Family(HALF, HALF, ("bilinear",), "patches", False, _SIGLIP_TEXT, ""),
-    "mobileclip": Family(ZERO, ONE, ("bilinear",), "crop", True, _CLIP_TEXT, ""),
-    "mobileclip2-large": Family(CLIP_MEAN, CLIP_STD, ("bilinear",), "crop", True, _CLIP_TEXT, ""),
-    "dinov2": Family(IMAGENET_MEAN, IMAGENET_STD, ("bicubic",), "crop", False, None, ""),
-    "aimv2": Family(CLIP_MEAN, CLIP_STD, ("bicubic",), "crop", True, None, ""),
-    "owlvit": Family(CLIP_MEAN, CLIP_STD, ("bicubic",), "squash", True, None, ""),
-    "owlv2": Family(CLIP_MEAN, CLIP_STD, ("bilinear",), "canvas", True, None, ""),
-    "clipseg": Family(IMAGENET_MEAN, IMAGENET_STD, ("bilinear",), "squash", False, None, ""),
+    "clip": Family(CLIP_MEAN, CLIP_STD, ("bicubic",), "crop", True, _CLIP_TEXT, _TRANSFORMERS),
+    "clip-half": Family(HALF, HALF, ("bicubic",), "crop", True, _CLIP_TEXT, _OPEN_CLIP),
+    "siglip": Family(HALF, HALF, ("bicubic",), "squash", True, _SIGLIP_TEXT, _TRANSFORMERS),
+    "siglip2": Family(HALF, HALF, ("bilinear", "bicubic"), "squash", True, _SIGLIP_TEXT, _TRANSFORMERS),
+    "siglip2-naflex": Family(HALF, HALF, ("bilinear",), "patches", False, _SIGLIP_TEXT, _TRANSFORMERS),
+    "mobileclip": Family(ZERO, ONE, ("bilinear",), "crop", True, _CLIP_TEXT, _OPEN_CLIP),
+    "mobileclip2-large": Family(CLIP_MEAN, CLIP_STD, ("bilinear",), "crop", True, _CLIP_TEXT, _OPEN_CLIP),
+    "dinov2": Family(IMAGENET_MEAN, IMAGENET_STD, ("bicubic",), "crop", False, None, _TRANSFORMERS),
+    "aimv2": Family(CLIP_MEAN, CLIP_STD, ("bicubic",), "crop", True, None, _TRANSFORMERS),
+    "owlvit": Family(CLIP_MEAN, CLIP_STD, ("bicubic",), "squash", True, None, _TRANSFORMERS),
+    "owlv2": Family(CLIP_MEAN, CLIP_STD, ("bilinear",), "canvas", True, None, _TRANSFORMERS),
+    "clipseg": Family(IMAGENET_MEAN, IMAGENET_STD, ("bilinear",), "squash", False, None, _TRANSFORMERS),
 }
 
 # model_type of a transformers folder -> family

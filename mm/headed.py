@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
@@ -31,13 +32,13 @@ from mm.heads.clipseg_style import ClipSegStyleConfig, ClipSegStyleHead
 from mm.heads.owlvit import OwlConfig, OwlHead
 from mm.joined import Joined, TextCache
 from mm.names import parse
+from mm.paths import plain_name
 
 LAYOUT = "mm head 1"
 PARTS = ("detector", "segmenter", "matter")
 WORK = "fit"  # the folder of a run inside, which is no part of the model
 
 _KEYS = ("layout", "name", "revision", "licence", "base", "layers", "head", "sha256", "fitted")
-_BASE_KEYS = ("model", "inside", "sha256")
 _HEAD_KEYS = ("part", "kind", "settings")
 
 
@@ -153,10 +154,10 @@ def base_of(model: str | os.PathLike[str] | Joined, joined: Joined) -> Base:
 
 def save_headed(
     joined: Joined, folder: Path, *, part: str, base: Base, encoder_trained: bool, fitted: Mapping[str, Any]
-) -> None:
-    """Writes the folder that `mm.load` reads. Every file appears whole or not at all.
+) -> dict[str, str]:
+    """Writes the folder that `mm.load` reads, every file whole or not at all; the sha256 of the base and of each file.
 
-    part: of `PARTS`, the head that the base does not have. fitted: how it was trained, for whoever reads the folder.
+    part: of `PARTS`, the head that the base has not, or not so. fitted: how it was trained, for whoever reads it.
 
     Raises:
         InputError: the part is missing, or of a kind that has no layout.
@@ -168,7 +169,7 @@ def save_headed(
     (folder / "config.json").unlink(missing_ok=True)
     if base.folder is not None:
         _copy(base.folder, folder / "base")
-    files = {"head.safetensors": _save(head, folder / "head.safetensors")}
+    files = {"base": base.sha256, "head.safetensors": _save(head, folder / "head.safetensors")}
     if encoder_trained:
         files["encoder.safetensors"] = _save(joined.encoder, folder / "encoder.safetensors")
     config = {
@@ -176,13 +177,14 @@ def save_headed(
         "name": joined.name,
         "revision": joined.revision,
         "licence": joined.licence,
-        "base": {"model": base.model, "inside": base.folder is not None, "sha256": base.sha256},
+        "base": {"name": base.model, "sha256": base.sha256} if base.model else {"inside": "base"},
         "layers": list(joined.spec.layers),
         "head": {"part": part, "kind": kind, "settings": settings},
         "sha256": files,
         "fitted": dict(fitted),
     }
-    replace_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
+    _replace_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
+    return files
 
 
 def is_headed(folder: Path) -> bool:
@@ -202,30 +204,32 @@ def load_headed(name: str, folder: Path, load: Callable[[str | Path], Joined]) -
     config = _exact(read_json(folder / "config.json"), _KEYS, "config.json")
     if config["layout"] != LAYOUT:
         raise CheckpointError(f"config.json: layout {config['layout']!r} is not known; expected {LAYOUT!r}")
-    said, part = _exact(config["base"], _BASE_KEYS, "base"), _exact(config["head"], _HEAD_KEYS, "head")
+    said, part = config["base"], _exact(config["head"], _HEAD_KEYS, "head")
+    inside = isinstance(said, dict) and "inside" in said
+    _exact(said, ("inside",) if inside else ("name", "sha256"), "base")
     if part["part"] not in PARTS:
         raise CheckpointError(f"config.json, head: no part {part['part']!r}.{nearest(str(part['part']), PARTS)}")
-    tensors = {file: _load(folder / file, sha256) for file, sha256 in config["sha256"].items()}
-    base = load(folder / "base" if said["inside"] else str(said["model"]))
-    if base.sha256 != said["sha256"]:
-        raise CheckpointError(
-            f"{folder.name}: the head was trained on weights {said['sha256'][:12]} of {base.name!r}, which now has "
-            f"{base.sha256[:12]}"
-        )
+    digests = dict(config["sha256"])
+    wanted = str(digests.pop("base", ""))
+    tensors = {file: _load(folder / file, sha256) for file, sha256 in digests.items()}
+    base = load(folder / plain_name(str(said["inside"]), "config.json, base") if inside else str(said["name"]))
+    if base.sha256 != wanted:
+        name = folder.name if inside else said["name"]
+        raise CheckpointError(f"{name}: has weights {base.sha256[:12]}, the head was trained on {wanted[:12]}")
     head = _built(part, tensors.pop("head.safetensors", {}))
     joined = with_encoder(base, tuple(config["layers"]), tensors.pop("encoder.safetensors", None))
     if tensors:
         raise CheckpointError(f"config.json: {', '.join(tensors)} belongs to no part")
-    return headed(joined, part["part"], head, name=name, files=config["sha256"], licence=str(config["licence"]))
+    made: dict[str, Any] = {part["part"]: head.eval().requires_grad_(False), "licence": str(config["licence"])}
+    sha256 = combined(config["sha256"])
+    return replace(
+        joined, name=name, revision=str(config["revision"]), sha256=sha256, texts=TextCache(), **made
+    )  # fmt: skip
 
 
-def headed(
-    joined: Joined, part: str, head: nn.Module, *, name: str, files: Mapping[str, str], licence: str | None = None
-) -> Joined:
-    """The model with this head, ready to be asked. files: sha256 of what is not the base's."""
-    own = "+".join([joined.sha256, *(files[file] for file in sorted(files))])
-    changed: dict[str, Any] = {part: head.eval().requires_grad_(False), "sha256": _digest(own)}
-    return replace(joined, name=name, licence=licence or joined.licence, texts=TextCache(), **changed)
+def combined(files: Mapping[str, str]) -> str:
+    """One sha256 for a base and what was trained over it."""
+    return hashlib.sha256("+".join(files[name] for name in sorted(files)).encode()).hexdigest()
 
 
 def with_encoder(base: Joined, layers: tuple[int, ...], weights: dict[str, Tensor] | None) -> Joined:
@@ -241,7 +245,7 @@ def with_encoder(base: Joined, layers: tuple[int, ...], weights: dict[str, Tenso
     return replace(base, encoder=encoder, world=None, speaker=None, **dict.fromkeys(PARTS))
 
 
-def replace_text(path: Path, text: str) -> None:
+def _replace_text(path: Path, text: str) -> None:
     """Puts a file in the place of another as a whole."""
     temporary = path.with_name(path.name + ".tmp")
     try:
@@ -312,9 +316,3 @@ def _copy(source: Path, target: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
     shutil.copytree(source, partial, ignore=shutil.ignore_patterns(WORK, ".*", "*.tmp", "*.partial"))
     os.replace(partial, target)
-
-
-def _digest(text: str) -> str:
-    import hashlib
-
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -129,7 +129,8 @@ def _snapshot(repository: str, revision: str | None, form: Form | None) -> Locat
         raise CheckpointError(f"{at}: the hub has no such repository, or it is private.{hint}") from None
     except errors.RevisionNotFoundError:
         raise CheckpointError(f"{at}: the repository has no such revision") from None
-    except (errors.LocalEntryNotFoundError, errors.HTTPError, ConnectionError, TimeoutError):
+    # Which HTTP library it is depends on the hub library's version; only this name leads to its errors.
+    except (errors.LocalEntryNotFoundError, errors.HTTPError, ConnectionError, TimeoutError):  # pyright: ignore[reportPrivateImportUsage]
         raise CheckpointError(f"{at}: not in the cache, and the hub cannot be reached. {elsewhere}") from None
     except OSError as error:
         raise CheckpointError(f"{at}: cannot be stored ({error.strerror or type(error).__name__})") from None

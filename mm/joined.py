@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,9 @@ from mm.images import Picture
 from mm.templates import AS_IS, filled
 from mm.vlm import Speaker
 from mm.world import World
+
+if TYPE_CHECKING:
+    from mm.joining import Plan
 
 _TEXTS_AT_ONCE = 256
 _TEXTS_KEPT = 20_000
@@ -77,6 +81,7 @@ class Joined:
     world: World | None
     matter: nn.Module | None = None
     texts: TextCache = field(default_factory=TextCache)
+    plan: Plan | None = None  # how `mm.join` made it
 
     @property
     def spec(self) -> EncoderSpec:

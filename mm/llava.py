@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from mm.checkpoint import check_folder, fingerprint, load_into, read_json
+from mm.checkpoint import check_folder, fingerprint, load_into, load_weights, read_json
 from mm.connectors.base import Connector, Grid
 from mm.decoders.build import build_decoder
 from mm.decoders.folder import chat_template, language_model, load_tokenizer, prompts_for, read_config
@@ -23,7 +23,7 @@ from mm.encoders.build import Dtype
 from mm.encoders.preprocess import Preprocessing
 from mm.encoders.transformers_files import read_preprocessing
 from mm.encoders.transformers_tower import TOKENS, TransformersTower, prefix_tokens
-from mm.encoders.transformers_weights import build_model, read_tensors, settle
+from mm.encoders.transformers_weights import build_model, settle
 from mm.errors import CheckpointError, InputError, nearest
 from mm.joined import Joined
 from mm.padding import squared
@@ -86,7 +86,7 @@ def load_llava(name: str, folder: Path, *, revision: str, licence: str, dtype: D
         raise InputError(f'pad: expected "square" or None, got {pad!r}')
     check_folder(folder)
     config = read_config(folder)
-    parts = _parts(read_tensors(folder), folder.name)
+    parts = _parts(load_weights(folder), folder.name)
     view, notes = _view(config)
     preprocessing, padded = _preprocessing(folder)
     if pad or padded:

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mm.checkpoint import check_folder, fingerprint, load_into, load_tensors, read_json
-from mm.encoders.base import EncoderSpec
-from mm.encoders.build import Dtype, load_encoder
+from mm.encoders.base import Encoder, EncoderSpec
+from mm.encoders.build import Dtype, licence_of, load_encoder
 from mm.encoders.timm_clip import TimmClipEncoder
 from mm.errors import CheckpointError, InputError, nearest
 from mm.heads.clipmat import ClipMatConfig, ClipMatHead
@@ -23,22 +23,27 @@ from mm.hub import Located, locate
 from mm.joined import Joined
 from mm.llava import Pad, is_llava, load_llava
 from mm.published import head_parts
-from mm.saved import read_speaker
+from mm.saved import part_folder, read_speaker
+from mm.vlm import seen
 from mm.world import World
 from mm.zoo import MODELS
 
-_Key = tuple[Path, str | None, str, str]
+_Key = tuple[Path | str | None, ...]
 _loaded: dict[_Key, Joined] = {}
 _locks: dict[_Key, threading.Lock] = {}
 _guard = threading.Lock()
 
 
-def load(name: str | os.PathLike[str] = "tiny", *, dtype: Dtype = "float32", device: str = "cpu") -> Joined:
+def load(
+    name: str | os.PathLike[str] = "tiny", *, dtype: Dtype = "float32", device: str = "cpu", pad: Pad | None = None
+) -> Joined:
     """The model of this name or folder, loaded once a process; threads that ask at once wait for the one load.
 
     name: `tiny`, a known name, `hf:org/name@revision`, `open_clip:…`, `timm:…`, or a folder (`mm.names`).
     dtype: of encoders in memory, whatever their files hold; `auto` follows the file. The embedded default, and every
     other folder with heads of ours, is float32. device: `cpu`, `cuda`, `cuda:1`, `mps`; nothing is chosen for you.
+    pad: `square` pads pictures with the mean colour before they are resized, as the authors of LLaVA do; for
+    vision-language folders as others publish them.
 
     Raises:
         CheckpointError: no such model, or its files are damaged or do not fit together.
@@ -49,12 +54,12 @@ def load(name: str | os.PathLike[str] = "tiny", *, dtype: Dtype = "float32", dev
         raise InputError(f"dtype: expected one of {', '.join(known)}, got {dtype!r}.{nearest(str(dtype), known)}")
     at = _device(device)
     found = locate(name)
-    key = (found.folder.resolve(), found.form, dtype, at)
+    key = (found.folder.resolve(), found.form, dtype, at, *((pad,) if pad else ()))
     with _guard:
         lock = _locks.setdefault(key, threading.Lock())
     with lock:
         if key not in _loaded:
-            _loaded[key] = _load(os.fspath(name), found, dtype).to(at)
+            _loaded[key] = _load(os.fspath(name), found, dtype, pad).to(at)
         return _loaded[key]
 
 
@@ -86,13 +91,17 @@ def _device(name: str) -> str:
     return wanted.type
 
 
-def _load(name: str, found: Located, dtype: Dtype) -> Joined:
-    """A joined folder of ours, or an encoder alone, with the heads of its published folder."""
+def _load(name: str, found: Located, dtype: Dtype, pad: Pad | None = None) -> Joined:
+    """A joined folder of ours, a published vision-language model, or an encoder with the heads of its folder."""
     folder = found.folder
+    if is_llava(folder):
+        return load_llava(name, folder, revision=found.revision, licence=licence_of(folder), dtype=dtype, pad=pad)
+    if pad is not None:
+        raise InputError(f"pad: {name} is no vision-language model as others publish them; say it to mm.join")
     if (folder / "joined.safetensors").is_file():
         if dtype not in ("float32", "auto"):
             raise InputError(f"{name}: a joined model runs in float32, {dtype} was asked for")
-        return _load_joined(name, found)
+        return _load_joined(name, found, dtype)
     loaded = load_encoder(folder, dtype=dtype, revision=found.revision, form=found.form)
     parts = head_parts(folder, loaded.encoder.spec)
     licence = MODELS[name].licence if loaded.licence == "unknown" and name in MODELS else loaded.licence
@@ -102,7 +111,7 @@ def _load(name: str, found: Located, dtype: Dtype) -> Joined:
     )  # fmt: skip
 
 
-def _load_joined(name: str, found: Located) -> Joined:
+def _load_joined(name: str, found: Located, dtype: Dtype) -> Joined:
     folder = found.folder
     check_folder(folder)
     config = read_json(folder / "config.json")
@@ -111,7 +120,7 @@ def _load_joined(name: str, found: Located) -> Joined:
             raise CheckpointError(f"config.json: {key} is missing")
     joined = load_tensors(folder / "joined.safetensors")
     with torch.random.fork_rng(devices=[]):  # building a module draws numbers; the caller's stream is not ours
-        encoder = _encoder(folder, config, joined)
+        encoder = _joined_encoder(folder, config["encoder"], dtype) or _encoder(folder, config, joined)
         detector = _head(OwlHead, OwlConfig, config, "detector", joined)
         segmenter = _head(ClipSegStyleHead, ClipSegStyleConfig, config, "segmenter", joined)
         matter = _head(ClipMatHead, ClipMatConfig, config, "matter", joined)
@@ -132,6 +141,16 @@ def _load_joined(name: str, found: Located) -> Joined:
         world,
         matter,
     )
+
+
+def _joined_encoder(folder: Path, said: dict[str, Any], dtype: Dtype) -> Encoder | None:
+    """The encoder that `mm.join` put in or named; None for a folder that holds its towers itself."""
+    if "from" not in said:
+        return None
+    if set(said) != {"from", "layers", "pad"}:
+        raise CheckpointError(f"config.json, encoder: expected from, layers and pad, got {sorted(said)}")
+    found = Located(part_folder(folder, said["from"]), "local")
+    return seen(_load(folder.name, found, dtype).encoder, tuple(said["layers"]), said["pad"])
 
 
 def _take(tensors: dict[str, Tensor], part: str) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ may share a folder: files appear whole or not at all, and a damaged one counts a
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -30,11 +31,14 @@ FORMAT = 1  # of the files; raised whenever their meaning changes
 
 _SUFFIX = ".safetensors"
 _ORPHAN_S = 3600.0  # after which an unfinished file belongs to a process that died
+_FULL = 0.9  # of the bound is left once room had to be made, so that not every write has to make some
+_WRITERS = 8  # processes that may share what is free before each of them looks again
 
 
 @dataclass(frozen=True)
 class StoreLimits:
-    """How much a store may hold. max_bytes: of all its files together, after each write."""
+    """How much a store may hold. max_bytes: of all its files together; while more than eight processes write at once,
+    it may be a few files more."""
 
     max_bytes: int = 2_000_000_000
 
@@ -52,6 +56,7 @@ class FeatureStore:
 
     def __init__(self, folder: str | os.PathLike[str], limits: StoreLimits | None = None) -> None:
         self.folder, self.limits = Path(folder), limits or StoreLimits()
+        self._unseen = 0  # bytes that may be written before the folder has to be looked through
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -92,7 +97,9 @@ class FeatureStore:
             return f"not kept in the cache: {len(data):,} bytes, which may hold {self.limits.max_bytes:,}"
         try:
             _write(self._path(key), data)
-            self._make_room()
+            self._unseen -= len(data)
+            if self._unseen < 0:
+                self._unseen = self._make_room() // _WRITERS
         except OSError as error:
             return f"not kept in the cache ({error.strerror})"
         return ""
@@ -100,8 +107,11 @@ class FeatureStore:
     def _path(self, key: str) -> Path:
         return self.folder / key[:2] / (key + _SUFFIX)
 
-    def _make_room(self) -> None:
-        """Removes the least recently used files until all fit; another process may be removing the same."""
+    def _make_room(self) -> int:
+        """The bytes that are free, once the least recently used files of a store over its bound are gone.
+
+        Another process may be removing the same ones.
+        """
         files: list[tuple[int, int, str]] = []
         now = time.time()
         for folder in _scan(self.folder):
@@ -114,17 +124,24 @@ class FeatureStore:
                     files.append((state.st_mtime_ns, state.st_size, entry.path))
                 elif entry.name.endswith(".tmp") and now - state.st_mtime > _ORPHAN_S:
                     Path(entry.path).unlink(missing_ok=True)
-        held = sum(size for _, size, _ in files)
-        for _, size, path in sorted(files):
-            if held <= self.limits.max_bytes:
+        held, most = sum(size for _, size, _ in files), self.limits.max_bytes
+        for _, size, path in sorted(files) if held > most else []:
+            if held <= _FULL * most:
                 break
             Path(path).unlink(missing_ok=True)
             held -= size
+        return most - held
 
 
 def as_store(cache: str | os.PathLike[str] | FeatureStore | None) -> FeatureStore | None:
     """A store from what a caller may give as `cache=`: a folder, a store, or None."""
-    return cache if cache is None or isinstance(cache, FeatureStore) else FeatureStore(cache)
+    return cache if cache is None or isinstance(cache, FeatureStore) else _opened(os.path.abspath(cache))
+
+
+@functools.lru_cache(maxsize=16)
+def _opened(folder: str) -> FeatureStore:
+    """One store for each folder of this process, so that calls share what they know of its size."""
+    return FeatureStore(folder)
 
 
 def feature_key(joined: Joined, picture: Picture) -> str:
@@ -134,7 +151,7 @@ def feature_key(joined: Joined, picture: Picture) -> str:
         InputError: the model's weights have no fingerprint, or are in training, so nothing says which they are.
     """
     encoder: Any = joined.encoder
-    training = getattr(encoder, "training", False)
+    training = getattr(encoder, "training", False) or any(p.requires_grad for p in encoder.parameters())
     if training or not joined.sha256:
         state = "is in training" if training else "has no fingerprint of its weights"
         raise InputError(f"cache: model {joined.name!r} {state}, so its features cannot be told from another's")
@@ -200,7 +217,7 @@ def _scan(folder: Path) -> list[os.DirEntry[str]]:
 
 def _write(path: Path, data: bytes) -> None:
     """The whole file or none, with the rights that the caller's umask gives to new files."""
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{uuid4().hex}.tmp")
     try:
         with open(partial, "xb") as file:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from mm.decoders.base import Decoder
-from mm.encoders.base import Grid, ImageFeatures
+from mm.encoders.base import Encoder, Grid, ImageFeatures
 from mm.errors import InputError
+from mm.padding import squared
 from mm.prompts import Prompt, Prompts
 
 
@@ -126,6 +129,16 @@ class Speaker:
             more = self._joined(prompt.parts[1:-1], [each.features for each in pictures[1:]])
             prefix = self.decoder.extend(more, prefix)[1]
         return prefix, list(prompt.parts[-1])
+
+
+def seen(encoder: Encoder, layers: tuple[int, ...], pad: str | None) -> Encoder:
+    """The same encoder, which also gives these layers and, with `square`, pads pictures before it resizes them."""
+    spec = encoder.spec
+    prepared = squared(spec.preprocessing) if pad == "square" else spec.preprocessing
+    every = tuple(dict.fromkeys((*spec.layers, *layers)))
+    other = copy.copy(encoder)
+    other.spec = dataclasses.replace(spec, layers=every, preprocessing=prepared)
+    return other
 
 
 def check_pictures(prompt: Prompt, pictures: int) -> None:

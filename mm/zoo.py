@@ -145,10 +145,12 @@ _TINYCLIPS = (
     ("TinyCLIP-ViT-61M-32-Text-29M-LAION400M", "ViT-61M/32", 115.4, 62.4),
 )
 
+_NAFLEX, _PATCHES = "siglip2-naflex", "256 patches"
+
 # reference, tasks, family, architecture, parameters, input, embedding, licence
 _OTHERS = (
-    ("google/siglip2-base-patch16-naflex", _PAIR, "siglip2-naflex", "ViT-B/16", 375.2, "256 patches", 768, "Apache-2.0"),
-    ("google/siglip2-so400m-patch16-naflex", _PAIR, "siglip2-naflex", "SO400M/16", 1135.7, "256 patches", 1152, "Apache-2.0"),
+    ("google/siglip2-base-patch16-naflex", _PAIR, _NAFLEX, "ViT-B/16", 375.2, _PATCHES, 768, "Apache-2.0"),
+    ("google/siglip2-so400m-patch16-naflex", _PAIR, _NAFLEX, "SO400M/16", 1135.7, _PATCHES, 1152, "Apache-2.0"),
     ("facebook/dinov2-small", _TOWER, "dinov2", "ViT-S/14", 22.1, "224x224", 384, "Apache-2.0"),
     ("facebook/dinov2-base", _TOWER, "dinov2", "ViT-B/14", 86.6, "224x224", 768, "Apache-2.0"),
     ("facebook/dinov2-large", _TOWER, "dinov2", "ViT-L/14", 304.4, "224x224", 1024, "Apache-2.0"),

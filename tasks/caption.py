@@ -71,9 +71,7 @@ def caption(
         InputError: max_new_tokens is not a whole number from 1 to `limits.max_new_tokens`.
     """
     said = None if prompt is None else check_prompt(prompt, "prompt", limits)
-    whole = isinstance(max_new_tokens, int) and not isinstance(max_new_tokens, bool)
-    if not whole or not 1 <= max_new_tokens <= limits.max_new_tokens:
-        raise InputError(f"max_new_tokens: expected 1 to {limits.max_new_tokens}, got {max_new_tokens!r}")
+    check_new_tokens(max_new_tokens, limits)
     if stream:
         if isinstance(image, (list, tuple)):
             raise InputError(f"stream: expected one image, got {len(image)}")
@@ -84,6 +82,13 @@ def caption(
         return _captions(joined, encoded, said, max_new_tokens)
 
     return each(image, work, model=model, cache=cache, on_error=on_error, limits=limits, allow_urls=allow_urls)
+
+
+def check_new_tokens(count: int, limits: Limits) -> None:
+    """Raises InputError unless it is a whole number from 1 to `limits.max_new_tokens`."""
+    whole = isinstance(count, int) and not isinstance(count, bool)
+    if not whole or not 1 <= count <= limits.max_new_tokens:
+        raise InputError(f"max_new_tokens: expected 1 to {limits.max_new_tokens}, got {count!r}")
 
 
 def check_prompt(text: str, name: str, limits: Limits) -> str:

@@ -112,7 +112,8 @@ def source(joined: Joined, encoded: Encoded, warnings: Sequence[str] = ()) -> So
 
 def provenance(joined: Joined, warnings: tuple[str, ...]) -> Source:
     """Weights, preprocessing, kernel, versions and licence of a model."""
-    at = next(iter(joined.encoder.parameters()))
+    encoder: Any = joined.encoder
+    at = next(encoder.parameters())
     return Source(
         model=joined.name,
         revision=joined.revision,

@@ -51,7 +51,7 @@ def test_alpha_has_the_size_of_the_pixels_whatever_the_grids() -> None:
     assert out.detail.shape == (3, 34, 56) and out.semantic.shape == (3, 3, 17, 28)
     alpha = out.alpha()
     assert alpha.shape == (3, 34, 56) and alpha.dtype == torch.float32
-    assert 0 <= alpha.min() and alpha.max() <= 1 and alpha.std() > 1e-4
+    assert alpha.min() >= 0 and alpha.max() <= 1 and alpha.std() > 1e-4
 
 
 @torch.inference_mode()
@@ -60,7 +60,9 @@ def test_fusion_takes_details_where_unknown_and_one_where_foreground() -> None:
     sure[0, 0, 0, 0] = sure[0, 1, 0, 1] = sure[0, 2, 0, 2] = 40.0
     detail = torch.tensor([[[0.0, -1.0, 5.0]]])
     alpha = MatteLogits(sure, detail).alpha()
-    torch.testing.assert_close(alpha[0, 0], torch.stack([torch.tensor(0.0), torch.tensor(-1.0).sigmoid(), torch.tensor(1.0)]))
+    torch.testing.assert_close(
+        alpha[0, 0], torch.stack([torch.tensor(0.0), torch.tensor(-1.0).sigmoid(), torch.tensor(1.0)])
+    )
 
 
 @torch.inference_mode()

@@ -164,7 +164,7 @@ def test_trap_11_an_array_that_reads_two_ways_needs_its_order(clip: Path) -> Non
     processor = transformers.CLIPImageProcessorPil.from_pretrained(clip)
     for order, rows in (("HWC", array), ("CHW", array.transpose(1, 2, 0))):
         expected = processor(Image.fromarray(np.ascontiguousarray(rows)), return_tensors="pt")["pixel_values"][0]
-        ours = joined.pixels(open_image(array, channel_order=order))  # type: ignore[arg-type]
+        ours = joined.pixels(open_image(array, channel_order=order))
         torch.testing.assert_close(ours, expected, atol=1e-6, rtol=1e-6)
 
 
@@ -173,7 +173,7 @@ def test_trap_11_an_array_that_reads_two_ways_needs_its_order(clip: Path) -> Non
 def test_trap_17_positions_of_other_grids_are_bicubic_without_antialiasing(name: str, tmp_path: Path) -> None:
     folder = getattr(make, name)(tmp_path)
     encoder = load_encoder(folder).encoder
-    tower = encoder.model.vision_model  # type: ignore[attr-defined]
+    tower = encoder.model.vision_model
     table = load_file(folder / "model.safetensors")["vision_model.embeddings.position_embedding.weight"]
     first = 1 if name == "clip" else 0
     seen = []
@@ -205,8 +205,8 @@ def test_trap_19_weights_are_float32_unless_asked_otherwise(clip: Path, tmp_path
     file = folder / "model.safetensors"
     save_file({k: v.half() if v.is_floating_point() else v for k, v in load_file(file).items()}, file)
     for asked, got in (("float32", torch.float32), ("auto", torch.float16), ("bfloat16", torch.bfloat16)):
-        encoder = load_encoder(folder, dtype=asked).encoder  # type: ignore[arg-type]
-        kinds = {p.dtype for p in encoder.parameters()}  # type: ignore[attr-defined]
+        encoder = load_encoder(folder, dtype=asked).encoder
+        kinds = {p.dtype for p in encoder.parameters()}
         assert kinds == {got}
     pixels = torch.randn(2, 3, 32, 32)
     full = load_encoder(clip).encoder

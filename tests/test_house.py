@@ -19,7 +19,7 @@ import mm
 
 ROOT = Path(__file__).resolve().parents[1]
 LINKED = ("kernels", "connectors", "tasks")
-FACE = ["ask", "caption", "classify", "detect", "embed", "encode", "errors", "load", "matte", "segment"]
+FACE = ["ask", "caption", "classify", "detect", "embed", "encode", "errors", "generate", "join", "load", "matte", "segment"]
 HEAVY = ["torch", "torchvision", "transformers", "diffusers", "open_clip", "timm", "gradio", "scipy"]
 
 # The import order, lowest first; the longest prefix decides. A module imports its own layer and those below.

@@ -40,6 +40,12 @@ WIDE = render_scene(4, (200, 120))
 SQUARE = render_single(3, "car", "red", 128, background="white")
 
 
+def close(a: Matte, b: Matte) -> bool:
+    """Equal but for the order in which a batch adds its numbers up."""
+    colours = np.abs(a.foreground.astype(int) - b.foreground).max() <= 1
+    return np.allclose(a.alpha, b.alpha, atol=1e-5) and bool(colours)
+
+
 @pytest.fixture(scope="module")
 def model() -> Joined:
     """`tiny` with a matting head that knows nothing yet."""
@@ -73,7 +79,7 @@ def test_many_pictures_give_many_mattes_and_a_bad_one_costs_only_itself(model: J
     pictures = [WIDE.pixels, "no such file.png", SQUARE.pixels]
     first, failed, last = mm.matte(pictures, "car", model=model, on_error="record")
     assert isinstance(failed, ErrorRecord) and failed.type == "ImageInputError"
-    assert last == mm.matte(SQUARE.pixels, "car", model=model)
+    assert close(last, mm.matte(SQUARE.pixels, "car", model=model))
     assert [m.size_hw for m in mm.matte(pictures, "car", model=model, on_error="skip")] == [(120, 200), (128, 128)]
     assert first.size_hw == (120, 200)
     with pytest.raises(ImageInputError, match="no such file"):
@@ -85,8 +91,8 @@ def test_what_is_encoded_already_is_not_encoded_again(model: Joined, monkeypatch
     want = mm.matte(SQUARE.pixels, "car", model=model)
     passes = []
     monkeypatch.setattr(Joined, "encode", lambda self, pictures: passes.append(pictures))
-    assert mm.matte(SQUARE.pixels, "car", model=model, encoded=encoded) == want
-    assert mm.matte(SQUARE.pixels, "car", model=model, encoded=encoded[0]) == want
+    assert close(mm.matte(SQUARE.pixels, "car", model=model, encoded=encoded), want)
+    assert close(mm.matte(SQUARE.pixels, "car", model=model, encoded=encoded[0]), want)
     assert passes == []
     with pytest.raises(InputError, match="none of them is of <array>"):
         mm.matte(WIDE.pixels, "car", model=model, encoded=encoded[0])

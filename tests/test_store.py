@@ -148,7 +148,9 @@ def test_dtype_device_and_architecture_change_the_key() -> None:
 
     def key(module: torch.nn.Module) -> str:
         module.spec = tiny.spec  # type: ignore[assignment]
-        model: Any = SimpleNamespace(name="m", sha256="1" * 64, spec=tiny.spec, encoder=module.eval())
+        model: Any = SimpleNamespace(
+            name="m", sha256="1" * 64, spec=tiny.spec, encoder=module.eval().requires_grad_(False)
+        )
         return feature_key(model, picture)
 
     gelu = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.GELU())
@@ -164,8 +166,12 @@ def test_a_model_without_a_fingerprint_or_in_training_is_refused(tmp_path: Path)
         feature_key(dataclasses.replace(tiny, sha256=""), picture)
     module: Any = torch.nn.Linear(1, 1)
     model: Any = SimpleNamespace(name="mine", sha256="1", spec=tiny.spec, encoder=module)
-    with pytest.raises(InputError, match="'mine' is in training"):
-        feature_key(model, picture)
+    for training in (True, False):  # what is trained may run in evaluation mode
+        module.train(training)
+        with pytest.raises(InputError, match="'mine' is in training"):
+            feature_key(model, picture)
+    module.requires_grad_(False)
+    assert len(feature_key(model, picture)) == 64
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "flipped", "garbage", "renamed"])
@@ -197,8 +203,21 @@ def test_the_least_recently_used_go_first(tmp_path: Path) -> None:
         os.utime(path, (1000 + i, 1000 + i))
     assert store.get(keys[0]) is not None  # used again: now the second is the oldest
     store.put(keys[3], features())
-    assert [store.get(key) is not None for key in keys] == [True, False, True, True]
-    assert held(tmp_path / "many") <= 3 * size + 200
+    assert [store.get(key) is not None for key in keys] == [True, False, False, True]
+    assert held(tmp_path / "many") == 2 * size  # nine tenths of the bound are left
+
+
+def test_a_store_with_room_is_looked_through_only_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[int] = []
+    real = FeatureStore._make_room
+    monkeypatch.setattr(FeatureStore, "_make_room", lambda self: looks.append(1) or real(self))
+    size = _size(tmp_path / "one")
+    looks.clear()
+    store = FeatureStore(tmp_path / "many", StoreLimits(max_bytes=100 * size))
+    for i in range(14):
+        store.put(f"{i:02d}" * 32, features())
+    assert len(looks) == 2  # at the first file, and once an eighth of what was free then is written
+    assert as_store(tmp_path) is as_store(str(tmp_path))
 
 
 def _size(folder: Path) -> int:
@@ -240,7 +259,7 @@ def test_what_a_killed_process_left_is_removed_after_a_while(tmp_path: Path) -> 
     for path in (old, new):
         path.write_bytes(b"half")
     os.utime(old, (time.time() - 7200,) * 2)
-    store.put("ab" + "1" * 62, features())
+    FeatureStore(tmp_path).put("ab" + "1" * 62, features())  # looks through the folder at its first file
     assert not old.exists() and new.exists()
 
 

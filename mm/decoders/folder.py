@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
-from mm.checkpoint import check_folder, read_json
+from mm.checkpoint import check_folder, load_weights, read_json
 from mm.decoders.base import Decoder
 from mm.decoders.build import build_decoder
 from mm.encoders.build import Dtype
-from mm.encoders.transformers_weights import build_model, read_tensors, refusing
+from mm.encoders.transformers_weights import build_model, refusing
 from mm.errors import CheckpointError
 from mm.prompts import Plain, Prompts, Templated, begin_ids
 
@@ -25,7 +25,7 @@ def load_decoder(folder: Path, *, dtype: Dtype = "float32") -> Decoder:
         CheckpointError: no causal language model, or files that are damaged or do not fit together.
     """
     check_folder(folder)
-    lm = language_model(folder, read_config(folder), read_tensors(folder), dtype=dtype)
+    lm = language_model(folder, read_config(folder), load_weights(folder), dtype=dtype)
     return build_decoder(lm, load_tokenizer(folder)).eval().requires_grad_(False)
 
 

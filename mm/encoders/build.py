@@ -71,7 +71,7 @@ def load_encoder(
         raise CheckpointError(_unknown(folder))
     encoder = import_module(f"mm.encoders.{adapter}").load(folder, dtype=dtype, train=train)
     weights = [p for pattern in ("*.safetensors", "*/*.safetensors") for p in folder.glob(pattern)]
-    return Loaded(encoder, revision, fingerprint(weights), _licence(folder))
+    return Loaded(encoder, revision, fingerprint(weights), licence_of(folder))
 
 
 def _adapter(folder: Path, form: Form | None = None) -> str | None:
@@ -92,7 +92,7 @@ def _unknown(folder: Path) -> str:
     return f"{folder.name}: no adapter for model_type {kind!r}.{nearest(str(kind), TRANSFORMERS)}"
 
 
-def _licence(folder: Path) -> str:
+def licence_of(folder: Path) -> str:
     """What the model card's head says, or "unknown"."""
     card = folder / "README.md"
     lines = card.read_text("utf-8", "replace").splitlines()[:40] if card.is_file() else []

@@ -108,9 +108,14 @@ def _beginning(text: str, letters: int) -> str:
 
 
 def fast_rules(tokenizer: Any, spec: TextSpec) -> TextRules:
-    """Rules over a fast tokenizer of transformers, which reads the spellings of special tokens as letters here."""
+    """Rules over a fast tokenizer of transformers, which reads the spellings of special tokens as letters here.
+
+    Where a vocabulary of whole pieces spells one nevertheless (SentencePiece's `</s>`), it is left out.
+    """
+    marks = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
 
     def plain_ids(text: str) -> list[int]:
-        return tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+        ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+        return [i for i in ids if i not in marks]
 
     return TextRules(tokenizer, spec, plain_ids)

@@ -17,7 +17,7 @@ import torch
 from timm.data import resolve_data_config  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
-from mm.checkpoint import load_into, load_tensors, read_json
+from mm.checkpoint import load_into, load_tensors, no_pickles, read_json
 from mm.encoders.base import EncoderSpec, Grid, ImageFeatures, TextFeatures
 from mm.encoders.build import Dtype
 from mm.encoders.fuse import fused, likes_channels_last
@@ -27,7 +27,6 @@ from mm.errors import CheckpointError, InputError, nearest
 Module = TypeVar("Module", bound=nn.Module)
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.npz")
 _STEM = re.compile(r"(^|\.)(stem|act1$|conv|bn1$|layer0$|norm0$)")  # timm lists some stems as a first feature
 _LABELS = (1000, 10450, 11221, 11821, 12000, 18291, 19167, 21841, 21843)  # classes of the ImageNets and their parts
 _BUILD_ERRORS = (TypeError, ValueError, RuntimeError, AssertionError, KeyError, AttributeError)
@@ -211,7 +210,8 @@ def check_pixels(pixels: Tensor, hw: tuple[int, int] | None) -> None:
 
 
 def placed(pixels: Tensor, like: Tensor, *, channels_last: bool) -> Tensor:
-    """The pixels on the tower's device, in its dtype and memory format."""
+    """float[B, 3, H, W] on the tower's device, in its dtype and memory format."""
+    check_pixels(pixels, None)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     return pixels.to(device=like.device, dtype=like.dtype, memory_format=layout)
 
@@ -297,17 +297,11 @@ def built(name: str, build: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def weights_in(folder: Path, names: tuple[str, ...]) -> Path:
-    """The first of these safetensors files that the folder has.
-
-    Raises:
-        CheckpointError: there is none; the message says whether there are pickled weights, which are never loaded.
-    """
+    """The first of these safetensors files that the folder has; CheckpointError where it has none."""
     found = [folder / name for name in names if (folder / name).is_file()]
-    if found:
-        return found[0]
-    pickled = sorted(path.name for pattern in _PICKLED for path in folder.glob(pattern))
-    reason = f"; {pickled[0]} is pickled, which is never loaded" if pickled else ""
-    raise CheckpointError(f"{folder.name}: no {' and no '.join(names)}{reason}")
+    if not found:
+        raise CheckpointError(f"{folder.name}: no weights; expected {' or '.join(names)}. {no_pickles()}")
+    return found[0]
 
 
 def torch_dtype(dtype: Dtype, tensors: dict[str, Tensor]) -> torch.dtype:

@@ -69,9 +69,7 @@ def read_preprocessing(folder: Path) -> Preprocessing:
     if said.get("max_num_patches") is not None:
         patch, most = (_positive(file, key, _given(file, said, key)) for key in ("patch_size", "max_num_patches"))
         side = int(most**0.5) * patch
-        return Preprocessing(
-            (side, side), "patches", resample, mean, std, None, "floor", (0, 0, 0), patch, most
-        )  # fmt: skip
+        return Preprocessing((side, side), "patches", resample, mean, std, None, "floor", (0, 0, 0), patch, most)
     return _framed(file, said, resample, mean, std)
 
 
@@ -218,7 +216,7 @@ def read_text_rules(folder: Path, habits: TextHabits, config: Any) -> TextRules:
         MissingExtraError: only a SentencePiece model is there, and its library is not installed.
     """
     tokenizer = _tokenizer(folder)
-    begin, end = _marks(tokenizer)
+    begin, end = _marks(folder.name, tokenizer)
     pad = tokenizer.pad_token_id
     if pad is None:
         if habits.fill or not end:
@@ -261,11 +259,13 @@ def _sentencepiece(folder: Path) -> Any:
     return SiglipTokenizer.from_pretrained(folder, local_files_only=True)
 
 
-def _marks(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _marks(name: str, tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The ids that the tokenizer puts before and behind a text."""
     plain = tokenizer("a", add_special_tokens=False)["input_ids"]
     marked = tokenizer("a", add_special_tokens=True)["input_ids"]
-    start = next(i for i in range(len(marked)) if marked[i : i + len(plain)] == plain)
+    start = next((i for i in range(len(marked)) if plain and marked[i : i + len(plain)] == plain), None)
+    if start is None:
+        raise CheckpointError(f"{name}: the tokenizer does not keep a text whole between its marks")
     return tuple(marked[:start]), tuple(marked[start + len(plain) :])
 
 

@@ -51,6 +51,8 @@ _CLASSES: dict[str, tuple[str, tuple[str, ...]]] = {
     "aimv2_vision_model": ("Aimv2VisionModel", ()),
 }
 
+TOKENS = "patch tokens of the last block, after the tower's last norm"  # what the spec of these encoders says
+
 
 def prefix_tokens(tower: Any) -> int:
     """How many class and register tokens stand before the patches, by the tower's own parts."""
@@ -160,6 +162,3 @@ def load(folder: Path, *, dtype: Dtype, train: bool) -> TransformersTower:
         layers=(),
     )
     return TransformersTower(tower, projection, spec)
-
-
-TOKENS = "patch tokens of the last block, after the tower's last norm"

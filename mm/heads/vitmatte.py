@@ -76,8 +76,8 @@ class VitMatte:
     def inputs(self, pixels: np.ndarray, trimap: np.ndarray) -> torch.Tensor:
         """float32[1, 4, h, w]: the normalised picture and the trimap over 255, padded with 0 below and on the right."""
         mean, std = (torch.tensor(v)[:, None, None] for v in (self.config.mean, self.config.std))
-        picture = (torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1) / 255 - mean) / std
-        guide = torch.from_numpy(np.ascontiguousarray(trimap))[None] / 255
+        picture = (torch.tensor(pixels).permute(2, 0, 1) / 255 - mean) / std
+        guide = torch.tensor(trimap)[None] / 255
         height, width = trimap.shape
         return F.pad(torch.cat([picture, guide]), (0, -width % _DIVISOR, 0, -height % _DIVISOR))[None]
 

@@ -137,8 +137,11 @@ class MatteTraining:
         return TextFeatures(made.pooled[rows], made.tokens[rows], made.mask[rows])
 
 
-def train(folder: Path, joined: Joined, *, steps: int, batch: int, asks: int, workers: int = 1) -> MatteTraining:
+def train(
+    folder: Path, joined: Joined, *, steps: int, batch: int, asks: int, workers: int = 1, save_every: int = 100
+) -> MatteTraining:
     """Runs the stage as far as `folder` does not hold it complete yet."""
+    folder.mkdir(parents=True, exist_ok=True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         training = MatteTraining(joined, config_for(joined))
@@ -147,7 +150,7 @@ def train(folder: Path, joined: Joined, *, steps: int, batch: int, asks: int, wo
     batches = functools.partial(SoftBatches, side=joined.spec.preprocessing.input_hw[0])
     fit_stage(
         "matte", folder, training.head, training.losses, steps=steps, batch=batch, peak=2e-3, asks=asks,
-        shift=_SHIFT, workers=workers, save_every=100, batches=batches,
+        shift=_SHIFT, workers=workers, save_every=save_every, batches=batches,
     )  # fmt: skip
     return training
 
@@ -181,7 +184,6 @@ def main() -> None:
     parser.add_argument("--init", metavar="MODEL", default="tiny", help="name or folder (default %(default)s)")
     parser.add_argument("--out", type=Path, default=EMBEDDED / "tiny", help="folder to write (default: the embedded)")
     args = parser.parse_args()
-    args.work.mkdir(parents=True, exist_ok=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     joined = load(args.init, device=device)
     asks = args.asks or args.batch

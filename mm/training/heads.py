@@ -63,9 +63,7 @@ class TextTable:
 def text_table(joined: Joined, head: nn.Module, labels: tuple[str, ...], device: torch.device) -> TextTable:
     """Every label read once: the text tower is never trained here, so that words keep their meaning."""
     asked = [head.asks(label) for label in labels] if isinstance(head, ClipMatHead) else list(labels)
-    parts = [
-        joined.encoder.encode_text(asked[i : i + _TEXTS_AT_ONCE]) for i in range(0, len(asked), _TEXTS_AT_ONCE)
-    ]
+    parts = [joined.encoder.encode_text(asked[i : i + _TEXTS_AT_ONCE]) for i in range(0, len(asked), _TEXTS_AT_ONCE)]
     longest = max(part.tokens.shape[1] for part in parts)
     tokens, masks = [], []
     for part in parts:

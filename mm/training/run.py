@@ -105,5 +105,3 @@ def _before(line: str, done: int) -> bool:
         return int(json.loads(line)["step"]) < done
     except (ValueError, KeyError, TypeError):
         return False
-
-

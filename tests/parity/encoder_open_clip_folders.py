@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,6 @@ import torch
 from open_clip.coca_model import CoCa
 from open_clip.model import CLIP, CustomTextCLIP
 from safetensors.torch import save_file
-from timm.layers import set_layer_config
 from timm.models import register_model
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
@@ -72,38 +72,36 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 PREPROCESS = {"siglip": HALF, "mobile fastvit": MOBILE, "mobile vit": MOBILE}
 
-FASTVIT = {"layers": (1, 1, 2, 1), "embed_dims": (8, 16, 24, 32), "mlp_ratios": (2, 2, 2, 2), "pos_embs": None}
+FASTVIT = {"layers": (1, 1, 2, 1), "embed_dims": (8, 16, 32, 64), "mlp_ratios": (2, 2, 2, 2)}
 
 
-def _built(kind: type, name: str, options: dict[str, Any], given: dict[str, Any]) -> nn.Module:
-    kept = {k: v for k, v in given.items() if k not in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")}
-    model: Any = kind(**(options | kept))
+def _own(given: dict[str, Any]) -> dict[str, Any]:
+    """What is meant for the model itself of all that timm hands to an entry of its list."""
+    return {k: v for k, v in given.items() if k not in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")}
+
+
+def _vit(name: str, options: dict[str, Any]) -> nn.Module:
+    shape = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2}
+    model: Any = VisionTransformer(**(shape | options))
     model.pretrained_cfg = model.default_cfg = {"architecture": name, "input_size": (3, 32, 32)}
     return model
 
 
 @register_model
 def tiny_siglip(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    options = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2, "class_token": False}
-    return _built(VisionTransformer, "tiny_siglip", options, kwargs)
+    return _vit("tiny_siglip", {"class_token": False} | _own(kwargs))
 
 
 @register_model
 def tiny_vit(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    options = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2, "no_embed_class": True}
-    return _built(VisionTransformer, "tiny_vit", options, kwargs)
+    return _vit("tiny_vit", {"no_embed_class": True} | _own(kwargs))
 
 
 @register_model
 def tiny_fastvit(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    mixers = {"token_mixers": ("repmixer", "repmixer", "repmixer", "attention"), "lkc_use_act": True}
-    mixers["se_downsamples"] = (False, False, True, True)
-    with set_layer_config():
-        return timm.create_model("fastvit_t8", pretrained=False, **(FASTVIT | mixers | kept(kwargs)))
-
-
-def kept(kwargs: dict[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in kwargs.items() if k not in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")}
+    mixers = ("repmixer", "repmixer", "repmixer", "attention")
+    own = {"token_mixers": mixers, "se_downsamples": (False, False, True, True), "lkc_use_act": True}
+    return timm.create_model("fastvit_t8", pretrained=False, **(FASTVIT | own | _own(kwargs)))
 
 
 def shaken(model: nn.Module, seed: int = 0) -> Any:
@@ -188,6 +186,7 @@ def timm_folder(folder: Path, case: str, **said: Any) -> Any:
     return model
 
 
+@functools.cache
 def open_clip_tokenizer(folder: Path) -> Any:
     """open_clip's own tokenizer of the folder."""
     return open_clip.get_tokenizer(f"local-dir:{folder}")

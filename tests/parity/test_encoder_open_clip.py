@@ -124,7 +124,7 @@ def test_tokens_of_a_fastvit_are_after_its_final_convolution(tmp_path: Path) -> 
     picture = pixels(ours, 2)
     out = ours.encode_image(picture, (3,))
     close(out.map(), theirs.visual.trunk.forward_features(picture))
-    assert (ours.spec.width, out.layers[3].shape[2]) == (64, 32) and "final convolution" in ours.spec.tokens
+    assert (ours.spec.width, out.layers[3].shape[2]) == (128, 64) and "final convolution" in ours.spec.tokens
 
 
 @torch.inference_mode()

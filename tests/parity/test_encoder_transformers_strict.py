@@ -13,7 +13,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from mm.encoders.build import load_encoder
-from mm.errors import CheckpointError, InputError
+from mm.errors import CheckpointError, InputError, MissingExtraError
 from tests.parity import encoder_transformers_folders as make
 
 Weights = dict[str, torch.Tensor]
@@ -70,6 +70,18 @@ def test_a_folder_without_a_tokenizer_is_refused_without_its_path(tmp_path: Path
     assert str(tmp_path) not in str(caught.value)
 
 
+@pytest.mark.parametrize(("absent", "package"), [("sentencepiece", "sentencepiece"), ("google", "protobuf")])
+def test_a_sentencepiece_model_alone_names_the_package_that_it_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, absent: str, package: str
+) -> None:
+    folder = make.siglip(tmp_path)
+    (folder / "tokenizer.json").unlink()
+    (folder / "spiece.model").write_bytes(b"")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name.startswith(absent) else object())
+    with pytest.raises(MissingExtraError, match=f"pip install {package}"):
+        load_encoder(folder)
+
+
 def test_an_activation_of_the_configuration_is_the_one_that_runs(tmp_path: Path) -> None:
     outputs = []
     pixels = torch.randn(1, 3, 32, 32)
@@ -86,12 +98,12 @@ def test_training_mode_keeps_gradients_and_evaluation_does_not(tmp_path: Path) -
     folder = make.clip(tmp_path)
     for train in (True, False):
         encoder = load_encoder(folder, train=train).encoder
-        modules = list(encoder.modules())[1:]  # type: ignore[attr-defined]
+        modules = list(encoder.modules())[1:]
         assert {module.training for module in modules} == {train}
-        assert {p.requires_grad for p in encoder.parameters()} == {train}  # type: ignore[attr-defined]
+        assert {p.requires_grad for p in encoder.parameters()} == {train}
     encoder = load_encoder(folder, train=True).encoder
     encoder.encode_image(torch.randn(1, 3, 32, 32)).pooled.sum().backward()
-    assert encoder.model.visual_projection.weight.grad.abs().sum() > 0  # type: ignore[attr-defined]
+    assert encoder.model.visual_projection.weight.grad.abs().sum() > 0
 
 
 def test_loading_draws_no_random_numbers_and_leaves_the_librarys_log_as_it_was(tmp_path: Path) -> None:

@@ -19,13 +19,16 @@ def checkpoint(folder: Path, seed: int = 0) -> VitMatteForImageMatting:
     """A tiny ViTMatte with window and global blocks, every weight random, in the library's own format."""
     torch.manual_seed(seed)
     backbone = VitDetConfig(
-        hidden_size=32, num_hidden_layers=4, num_attention_heads=2, num_channels=4, image_size=64, pretrain_image_size=64,
-        patch_size=16, window_size=2, window_block_indices=[0, 2], residual_block_indices=[1],
+        hidden_size=32, num_hidden_layers=4, num_attention_heads=2, num_channels=4, image_size=64,
+        pretrain_image_size=64, patch_size=16, window_size=2, window_block_indices=[0, 2], residual_block_indices=[1],
         use_relative_position_embeddings=True, out_features=["stage4"],
     )  # fmt: skip
     reference = VitMatteForImageMatting(
         VitMatteConfig(
-            backbone_config=backbone, hidden_size=32, convstream_hidden_sizes=[4, 6, 8], fusion_hidden_sizes=[16, 12, 8, 4]
+            backbone_config=backbone,
+            hidden_size=32,
+            convstream_hidden_sizes=[4, 6, 8],
+            fusion_hidden_sizes=[16, 12, 8, 4],
         )
     ).eval()
     for name, value in reference.state_dict().items():

@@ -1,0 +1,119 @@
+"""The lean layers: near the modules in every precision and size, and never older than the weights."""
+
+from __future__ import annotations
+
+import copy
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+from mm.decoders import lean
+from mm.decoders.causal import CausalDecoder
+from mm.decoders.lean import LeanLlama, Matrix
+
+SIZE = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 6, "num_key_value_heads": 2, "vocab_size": 130,
+        "intermediate_size": 70, "max_position_embeddings": 64}  # fmt: skip
+TOKENIZER = SimpleNamespace(eos_token_id=None)
+
+
+def llama(**changes: Any) -> Any:
+    torch.manual_seed(0)
+    lm = LlamaForCausalLM(LlamaConfig(**SIZE | changes)).eval()
+    with torch.no_grad():
+        for parameter in lm.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.2 + (parameter.ndim == 1))
+    return lm
+
+
+def steps(decoder: CausalDecoder, tokens: torch.Tensor) -> torch.Tensor:
+    cache = decoder.start(len(tokens), tokens.shape[1])
+    return torch.cat([decoder.extend(part, cache, keep=part.shape[1])[0] for part in tokens.split((5, 1, 1, 1), 1)], 1)
+
+
+@pytest.mark.parametrize("large", [1, 2**18], ids=["in blocks", "in rows"])
+@pytest.mark.parametrize("bias", [False, True])
+def test_matrices_side_by_side_equal_their_layers(monkeypatch: pytest.MonkeyPatch, large: int, bias: bool) -> None:
+    monkeypatch.setattr(lean, "_LARGE", large)
+    layers = [torch.nn.Linear(24, width, bias=bias) for width in (32, 7, 50)]
+    row = torch.randn(1, 24)
+    with torch.inference_mode():
+        torch.testing.assert_close(Matrix(*layers)(row), torch.cat([layer(row) for layer in layers], -1))
+
+
+@pytest.mark.parametrize("large", [1, 2**18], ids=["in blocks", "in rows"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_steps_equal_the_module(monkeypatch: pytest.MonkeyPatch, large: int, dtype: torch.dtype) -> None:
+    monkeypatch.setattr(lean, "_LARGE", large)
+    lm = llama().to(dtype)
+    decoder = CausalDecoder(lm, TOKENIZER)
+    tokens = torch.randn(1, 8, 48).to(dtype)
+    with torch.inference_mode():
+        full = lm(inputs_embeds=tokens).logits.float()
+    near = 0.02 if dtype is torch.bfloat16 else 1e-5
+    found = steps(decoder, tokens)
+    assert decoder.lean is not None and found.dtype == torch.float32
+    assert (found - full).abs().max() <= near * full.abs().max()
+
+
+def test_training_shows_in_the_next_answer() -> None:
+    lm = llama()
+    decoder, tokens = CausalDecoder(lm, TOKENIZER), torch.randn(1, 8, 48)
+    before = steps(decoder, tokens)
+    with torch.no_grad():
+        lm.model.layers[1].mlp.down_proj.weight.mul_(1.5)
+        lm.model.norm.weight.add_(0.1)
+        full = lm(inputs_embeds=tokens).logits
+    after = steps(decoder, tokens)
+    torch.testing.assert_close(after, full, atol=1e-5, rtol=1e-5)
+    assert (after - before).abs().max() > 0.1
+
+
+def test_a_copied_decoder_uses_its_own_weights() -> None:
+    decoder, tokens = CausalDecoder(llama(), TOKENIZER), torch.randn(1, 8, 48)
+    before = steps(decoder, tokens)
+    other = copy.deepcopy(decoder)
+    with torch.no_grad():
+        other.lm.lm_head.weight.mul_(2)
+    torch.testing.assert_close(steps(other, tokens), before * 2, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(steps(decoder, tokens), before)
+
+
+def test_a_model_too_large_to_copy_is_read_where_it_lies(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lean, "_COPIED_AT_MOST", 1000)
+    decoder, tokens = CausalDecoder(llama(), TOKENIZER), torch.randn(1, 8, 48)
+    found = steps(decoder, tokens)
+    assert decoder.lean is not None and decoder.lean._rows is None
+    with torch.inference_mode():
+        torch.testing.assert_close(found, decoder.lm(inputs_embeds=tokens).logits, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "lm",
+    [
+        lambda: llama(rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}),
+        lambda: Qwen3ForCausalLM(
+            Qwen3Config(**SIZE, use_sliding_window=True, sliding_window=4, max_window_layers=1)
+        ).eval(),
+    ],
+    ids=["growing rotation", "window"],
+)
+def test_what_the_lean_layers_do_not_know_goes_through_the_module(lm: Any) -> None:
+    model = lm()
+    assert not LeanLlama.fits(model)
+    tokens = torch.randn(1, 8, 48)
+    with torch.inference_mode():
+        full = model(inputs_embeds=tokens).logits
+    torch.testing.assert_close(steps(CausalDecoder(model, TOKENIZER), tokens), full, atol=1e-5, rtol=1e-5)
+
+
+def test_a_replaced_layer_is_not_overlooked() -> None:
+    class Adapted(torch.nn.Linear):
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            return super().forward(input) + 1
+
+    lm = llama()
+    lm.model.layers[0].self_attn.v_proj = Adapted(48, 16)
+    assert not LeanLlama.fits(lm)
