@@ -1,4 +1,4 @@
-"""Joins an image encoder to a language model: says what fits and what has to be trained, and only then reads weights."""
+"""Joins an image encoder to a language model: says what fits and what has to be trained, then reads weights."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from torch import nn
 
 from mm.checkpoint import load_into, load_tensors
 from mm.connectors import keys
@@ -23,7 +22,7 @@ from mm.hub import locate
 from mm.joined import Joined
 from mm.loading import load
 from mm.outline import DecoderOutline, EncoderOutline, decoder_outline, encoder_outline
-from mm.saved import Parts, save, weights_of
+from mm.saved import Parts, decoder_home, save, weights_of
 from mm.vlm import Speaker, View, seen
 
 Feature = Literal["patches", "all"]
@@ -85,16 +84,18 @@ class Plan:
         (height, side), tower, language = self.tower.input_hw, self.tower, self.language
         where = f"blocks {', '.join(map(str, self.layers))}" if self.layers else "last tokens"
         settings = "".join(f", {key}={value}" for key, value in self.settings.items())
-        left = "no bound" if language.context == sys.maxsize else f"{self.context_left:,} of {language.context:,} tokens"
+        bound = language.context != sys.maxsize
+        left = f"{self.context_left:,} of {language.context:,} tokens left" if bound else "no bound, nothing taken"
         chat = "its own chat template" if language.chat else "no chat template: asked as a base model"
+        size = f"{language.layers} layers, {language.parameters:,} parameters"
         train = 'connector, with mm.fit(model, data, stage="align")' if self.fresh else "nothing has to be"
         rows = {
             "encoder": f"{self.encoder} ({tower.kind}), {height} x {side} pixels",
             "tokens": f"{self.grid[0] * self.grid[1]} ({self.grid[0]} x {self.grid[1]}) of width {self.width}, {where}",
             "connector": f"{self.connector}{settings}: {self.out} tokens of width {language.width}, "
             f"{self.parameters:,} parameters",
-            "decoder": f"{self.decoder} ({language.kind}), {language.layers} layers, {language.parameters:,} parameters; {chat}",
-            "context": f"{left} left for words beside a picture",
+            "decoder": f"{self.decoder} ({language.kind}), {size}; {chat}",
+            "context": f"{left} for words beside a picture",
             "pretrained": ", ".join(["encoder", *(["connector"] if self.weights else []), "decoder"]),
             "to train": train,
         }
@@ -108,7 +109,7 @@ class Plan:
             connector = _connector(self.connector, self.width, self.language.width, self.grid, self.settings)
         if self.weights:
             load_into(connector, _published(self.connector, self.weights), self.weights.name)
-        home = locate(self.decoder).folder
+        home = decoder_home(locate(self.decoder).folder)
         decoder = load_decoder(home, dtype=self.dtype)
         connector = connector.to(next(decoder.lm.parameters()).dtype).eval().requires_grad_(False)
         prompts = prompts_for(decoder.tokenizer, chat_template(home, decoder.tokenizer))
@@ -147,7 +148,7 @@ def plan(
     name = encoder.name if isinstance(encoder, Joined) else os.fspath(encoder)
     tower = encoder_outline(locate(name).folder, layers)
     grid, width = _read_by_connector(tower, layers)
-    language = decoder_outline(_decoder_folder(decoder))
+    language = decoder_outline(decoder_home(locate(decoder).folder))
     with torch.device("meta"):
         made = _connector(connector, width, language.width, grid, settings)
     out = made.tokens(grid)
@@ -222,6 +223,7 @@ def save_joined(joined: Joined, folder: Name, *, parts: Parts = "inside") -> Non
             "connector": planned.connector, "settings": planned.settings, "grid": list(planned.grid),
             "d_in": planned.width, "d_out": planned.language.width, "prompt": speaker.prompt,
             "style": speaker.prompts.style, "layers": list(speaker.view.layers), "skip": speaker.view.skip,
+            "notes": list(speaker.notes),
         },
     }  # fmt: skip
     tensors = {f"connector.{key}": value for key, value in speaker.connector.state_dict().items()}
@@ -238,14 +240,6 @@ def _read_by_connector(tower: EncoderOutline, layers: tuple[int, ...]) -> tuple[
         listed = ", ".join(f"{h} x {w}" for h, w in sorted(grids))
         raise InputError(f"layer: blocks {layers} have grids of {listed}; only those of one grid lie side by side")
     return grids.pop(), sum(tower.layers[layer][1] for layer in layers)
-
-
-def _decoder_folder(decoder: Name) -> Path:
-    """The folder of the language model; that of one of our own joined folders lies inside."""
-    folder = locate(decoder).folder
-    if not (folder / "config.json").is_file():
-        raise InputError(f"decoder: {folder.name} has no config.json, so it is no language model of transformers")
-    return folder
 
 
 def _connector(name: str, d_in: int, d_out: int, grid: Grid, settings: dict[str, Any]) -> Connector:
@@ -272,7 +266,7 @@ def _published(name: str, file: Path) -> dict[str, torch.Tensor]:
 def _notes(planned: Plan) -> tuple[str, ...]:
     if not planned.fresh:
         return ()
-    return ("the connector has random weights: train it before you believe a word, mm.fit(…, stage=\"align\")",)
+    return ("the connector has random weights: train it before you believe a word, mm.fit(…, stage='align')",)
 
 
 def _both(first: str, second: str) -> str:

@@ -27,7 +27,7 @@ def trimap_of(probability: np.ndarray) -> np.ndarray:
 
     probability = floats("probability", probability, ("H", "W"), low=0, high=1)
     inside = probability >= 0.5
-    edge = inside & ~binary_erosion(inside, border_value=1)
+    edge = inside & np.logical_not(binary_erosion(inside, border_value=1))
     doubt = (probability > 1 - _SURE) & (probability < _SURE)
     sure = np.where(inside, FOREGROUND, BACKGROUND).astype(np.uint8)
     seeds = doubt | edge

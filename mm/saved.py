@@ -29,7 +29,7 @@ from mm.vlm import Speaker, View
 Parts = Literal["inside", "by name"]
 
 _OLD = {"connector", "d_in", "d_out", "prompt"}  # how `tiny` says it
-_KEYS = _OLD | {"settings", "grid", "style", "layers", "skip", "decoder"}
+_KEYS = _OLD | {"settings", "grid", "style", "layers", "skip", "notes", "decoder"}
 _STYLES = ("template", "plain", "picture first")
 _UNWANTED = (".", "runs", "onnx", "openvino", "coreml")
 
@@ -45,9 +45,7 @@ def read_speaker(folder: Path, values: dict[str, Any] | None, tensors: dict[str,
     if set(values) not in (_OLD, _KEYS):
         unknown = sorted(set(values) - _KEYS)
         near = nearest(unknown[0], _KEYS) if unknown else ""
-        raise CheckpointError(
-            f"config.json, speaker: missing {sorted(_KEYS - set(values))}, unknown {unknown}.{near}"
-        )
+        raise CheckpointError(f"config.json, speaker: missing {sorted(_KEYS - set(values))}, unknown {unknown}.{near}")
     grid = values.get("grid")
     try:
         connector = build(
@@ -57,7 +55,7 @@ def read_speaker(folder: Path, values: dict[str, Any] | None, tensors: dict[str,
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"config.json, speaker: {error}") from None
     load_into(connector, tensors, "joined.safetensors, connector")
-    home = part_folder(folder, values.get("decoder", {"inside": "decoder"}))
+    home = decoder_home(part_folder(folder, values.get("decoder", {"inside": "decoder"})))
     decoder = load_decoder(home)
     return Speaker(
         connector.eval().requires_grad_(False),
@@ -65,6 +63,7 @@ def read_speaker(folder: Path, values: dict[str, Any] | None, tensors: dict[str,
         str(values["prompt"]),
         _prompts(values.get("style", "picture first"), decoder, home),
         View(tuple(values.get("layers", ())), values.get("skip")),
+        tuple(map(str, values.get("notes", ()))),
     )
 
 
@@ -79,6 +78,11 @@ def _prompts(style: str, decoder: Decoder, home: Path) -> Prompts:
     if template is None:
         raise CheckpointError("config.json, speaker: the style is template, but the decoder's folder has none")
     return prompts_for(decoder.tokenizer, template)
+
+
+def decoder_home(folder: Path) -> Path:
+    """The folder of the language model itself, which in a joined folder of ours lies inside."""
+    return folder / "decoder" if (folder / "joined.safetensors").is_file() else folder
 
 
 def part_folder(folder: Path, said: dict[str, Any]) -> Path:

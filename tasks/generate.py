@@ -154,9 +154,7 @@ def _rows(
             continue
         prefixes = [begun[i][0] for i in group]
         ids = [begun[i][1] for i in group]
-        *_, done = steps(
-            speaker.decoder, prefixes, ids, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop
-        )
+        *_, done = steps(speaker.decoder, prefixes, ids, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop)
         for i, row in zip(group, done, strict=True):
             rows[i] = row
     return [row for row in rows if row is not None]

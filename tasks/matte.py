@@ -122,7 +122,7 @@ def _by_trimap(label: str, matter: str | os.PathLike[str] | VitMatte | None, til
             model=f"{made.model} + {network.name}",
             revision=f"{made.revision} + {network.revision}",
             sha256=f"{made.sha256} + {network.sha256}",
-            licence=f"{made.licence}; of the matter: see its model card",
+            licence=f"{made.licence} + see model card",
             warnings=(*made.warnings, *nothing),
         ))  # fmt: skip
 

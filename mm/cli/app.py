@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from mm.cli import about, measure, parity, pictures
+from mm.cli import about, fit, measure, parity, pictures
 from mm.version import __version__
 
 app = typer.Typer(
@@ -55,6 +55,7 @@ for command in (
     pictures.matte,
     pictures.classify,
     pictures.embed,
+    fit.fit,
     about.models,
     about.doctor,
     parity.check,
