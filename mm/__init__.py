@@ -48,7 +48,7 @@ _HOMES = {"load": "mm.loading", "join": "mm.joining", "fit": "mm.training.fit"}
 
 
 def __getattr__(name: str) -> Any:
-    """The face name `name`: a task, `load`, `join`, `fit`, or the module `mm.errors`. Everything else is no attribute."""
+    """The face name `name`: a task, `load`, `join`, `fit`, or the module `mm.errors`. Nothing else is."""
     if name not in __all__:
         raise AttributeError(f"module 'mm' has no attribute {name!r}; it offers {', '.join(__all__)}")
     if name == "errors":

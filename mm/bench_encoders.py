@@ -110,7 +110,7 @@ def pictures(folder: Path, count: int) -> list[Path]:
     return files
 
 
-def _letters(folder: Path, length: int) -> dict[str, int]:
+def byte_tokenizer(folder: Path, length: int) -> dict[str, int]:
     """A byte tokenizer in transformers' format; the ids of its marks."""
     from tokenizers import pre_tokenizers
     from transformers import CLIPTokenizer
@@ -140,7 +140,7 @@ def _make_clip(folder: Path, small: bool) -> None:
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
     vision = _SMALL | {"image_size": 32, "patch_size": 8} if small else {}
-    config = CLIPConfig(text_config=(_SMALL if small else {}) | _letters(folder, 77), vision_config=vision)
+    config = CLIPConfig(text_config=(_SMALL if small else {}) | byte_tokenizer(folder, 77), vision_config=vision)
     CLIPModel(config).save_pretrained(folder)
     side = 32 if small else 224
     CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side}).save_pretrained(folder)

@@ -91,7 +91,7 @@ def _respond(model: str, scenes: list[Scene]) -> list[Said]:
     from mm.tasks.segment import segment
 
     encoded = encode([scene.pil() for scene in scenes], model=model)
-    found = detect(encoded, PAIR_LABELS, model=model, threshold=0.0, nms=0.5)
+    found = detect(encoded, PAIR_LABELS, model=model, threshold=0.0)
     captions = caption(encoded, model=model)
     return [
         Said(

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mm.encoders.base import Encoder, EncoderSpec, ImageFeatures
-from mm.errors import InputError
+from mm.errors import InputError, TextInputError
 from mm.geometry import Geometry
 from mm.images import Picture
 from mm.templates import AS_IS, filled
@@ -41,10 +41,14 @@ class TextCache:
 
         templates: each text is read inside every one of them, and its row is the mean of the normalised embeddings,
         normalised (Radford et al. 2021, section 3.1.4). With `AS_IS` a row is the text's own, not normalised.
+
+        Raises:
+            TextInputError: nothing is left of a text in the form that the tower reads.
         """
         with self._lock:
             known = {text: self._rows[text, templates] for text in texts if (text, templates) in self._rows}
         new = list(dict.fromkeys(text for text in texts if text not in known))
+        _check_readable(encoder, new)
         at_once = max(1, _TEXTS_AT_ONCE // len(templates))
         for start in range(0, len(new), at_once):
             part = new[start : start + at_once]
@@ -58,6 +62,15 @@ class TextCache:
             while len(self._rows) > _TEXTS_KEPT:
                 self._rows.popitem(last=False)
         return torch.stack([known[text][0] for text in texts]), [known[text][1] for text in texts]
+
+
+def _check_readable(encoder: Encoder, texts: list[str]) -> None:
+    """A tower that drops punctuation would read nothing where a text is nothing else."""
+    if encoder.rules is None:
+        return  # the encoder itself says that it reads no text
+    for text in texts:
+        if not encoder.rules.canonical(text).strip():
+            raise TextInputError(f"{ascii(text[:40])}: nothing is left of it in the form that the model reads")
 
 
 def _means(pooled: Tensor, templates: int) -> Tensor:

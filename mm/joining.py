@@ -114,7 +114,7 @@ class Plan:
         connector = connector.to(next(decoder.lm.parameters()).dtype).eval().requires_grad_(False)
         prompts = prompts_for(decoder.tokenizer, chat_template(home, decoder.tokenizer))
         speaker = Speaker(connector, decoder, _QUESTION, prompts, View(self.layers), _notes(self))
-        licences = dict.fromkeys((base.licence, licence_of(home)))
+        licences = dict.fromkeys((base.licence, licence_of(locate(self.decoder).folder)))
         return replace(
             base, name=f"{base.name}+{self.connector}+{home.name}", revision="local",
             sha256=_both(base.sha256, weights_of(home)), licence=" and ".join(licences),
@@ -218,11 +218,11 @@ def save_joined(joined: Joined, folder: Name, *, parts: Parts = "inside") -> Non
         "name": Path(folder).name,
         "revision": "1",
         "licence": joined.licence,
-        "encoder": {"layers": list(planned.layers), "pad": planned.pad},
+        "encoder": {"blocks": list(planned.layers), "pad": planned.pad},
         "speaker": {
             "connector": planned.connector, "settings": planned.settings, "grid": list(planned.grid),
             "d_in": planned.width, "d_out": planned.language.width, "prompt": speaker.prompt,
-            "style": speaker.prompts.style, "layers": list(speaker.view.layers), "skip": speaker.view.skip,
+            "style": speaker.prompts.style, "blocks": list(speaker.view.layers), "skip": speaker.view.skip,
             "notes": list(speaker.notes),
         },
     }  # fmt: skip

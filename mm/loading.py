@@ -16,6 +16,7 @@ from mm.encoders.base import Encoder, EncoderSpec
 from mm.encoders.build import Dtype, licence_of, load_encoder
 from mm.encoders.timm_clip import TimmClipEncoder
 from mm.errors import CheckpointError, InputError, nearest
+from mm.headed import is_headed, load_headed
 from mm.heads.clipmat import ClipMatConfig, ClipMatHead
 from mm.heads.clipseg_style import ClipSegStyleConfig, ClipSegStyleHead
 from mm.heads.owlvit import OwlConfig, OwlHead
@@ -94,6 +95,8 @@ def _device(name: str) -> str:
 def _load(name: str, found: Located, dtype: Dtype, pad: Pad | None = None) -> Joined:
     """A joined folder of ours, a published vision-language model, or an encoder with the heads of its folder."""
     folder = found.folder
+    if is_headed(folder):
+        return load_headed(name, folder, load)
     if is_llava(folder):
         return load_llava(name, folder, revision=found.revision, licence=licence_of(folder), dtype=dtype, pad=pad)
     if pad is not None:
@@ -147,10 +150,10 @@ def _joined_encoder(folder: Path, said: dict[str, Any], dtype: Dtype) -> Encoder
     """The encoder that `mm.join` put in or named; None for a folder that holds its towers itself."""
     if "from" not in said:
         return None
-    if set(said) != {"from", "layers", "pad"}:
-        raise CheckpointError(f"config.json, encoder: expected from, layers and pad, got {sorted(said)}")
+    if set(said) != {"from", "blocks", "pad"}:
+        raise CheckpointError(f"config.json, encoder: expected from, blocks and pad, got {sorted(said)}")
     found = Located(part_folder(folder, said["from"]), "local")
-    return seen(_load(folder.name, found, dtype).encoder, tuple(said["layers"]), said["pad"])
+    return seen(_load(folder.name, found, dtype).encoder, tuple(said["blocks"]), said["pad"])
 
 
 def _take(tensors: dict[str, Tensor], part: str) -> dict[str, Tensor]:

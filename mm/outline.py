@@ -72,13 +72,21 @@ def encoder_outline(folder: Path, layers: tuple[int, ...]) -> EncoderOutline:
 
 
 def _joined(folder: Path, said: dict[str, Any], layers: tuple[int, ...]) -> EncoderOutline:
+    """A folder of ours: it names its encoder, or holds a trunk of timm whose stages are counted with the stem."""
     from mm.saved import part_folder
 
     if "from" in said:
         return encoder_outline(part_folder(folder, said["from"]), layers)
-    hw = said["preprocessing"]["input_hw"]
+    height, width = said["preprocessing"]["input_hw"]
     architecture = str(read_json(folder / "vision" / "config.json").get("architecture"))
-    return _timm(f"local-dir:{folder / 'vision'}", architecture, (hw[0], hw[1]), layers)
+    trunk = _trunk(f"local-dir:{folder / 'vision'}", architecture)
+    _check_layers(layers, len(trunk.feature_info), folder.name)
+    with torch.inference_mode():
+        pixels = torch.empty(1, 3, height, width, device="meta")
+        final, maps = trunk.forward_intermediates(pixels, indices=sorted({*layers}) or [0], norm=False)
+    sizes = {i: ((m.shape[2], m.shape[3]), m.shape[1]) for i, m in zip(sorted({*layers}), maps, strict=False)}
+    grid = (final.shape[2], final.shape[3])
+    return EncoderOutline(architecture, (height, width), grid, final.shape[1], len(trunk.feature_info), sizes)
 
 
 def _transformers(folder: Path, layers: tuple[int, ...]) -> EncoderOutline:
@@ -116,19 +124,26 @@ def _open_clip(folder: Path, layers: tuple[int, ...]) -> EncoderOutline:
 
 
 def _timm(source: str, architecture: str, hw: tuple[int, int] | None, layers: tuple[int, ...]) -> EncoderOutline:
-    import timm
+    from mm.encoders.timm_tower import resized, trunk_features
 
-    from mm.encoders.timm_tower import built, known_architecture, resized, trunk_features
-
-    known_architecture(architecture, architecture)
-    with torch.device("meta"):
-        trunk = built(architecture, timm.create_model, source).eval()
+    trunk = _trunk(source, architecture)
+    with torch.inference_mode(), torch.device("meta"):
         height, width = resized(trunk, hw, architecture)
-        with torch.inference_mode():
-            found = trunk_features(trunk, torch.empty(1, 3, height, width), layers)
+        found = trunk_features(trunk, torch.empty(1, 3, height, width), layers)
     maps = {i: (found.layer_grids[i], found.layers[i].shape[2]) for i in layers}
     depth = len(trunk.feature_info)
     return EncoderOutline(architecture, (height, width), found.grid, found.tokens.shape[2], depth, maps)
+
+
+def _trunk(source: str, architecture: str) -> Any:
+    """A trunk of timm without weights."""
+    import timm
+
+    from mm.encoders.timm_tower import built, known_architecture
+
+    known_architecture(architecture, architecture)
+    with torch.device("meta"):
+        return built(architecture, timm.create_model, source).eval()
 
 
 def _check_layers(layers: tuple[int, ...], depth: int, name: str) -> None:

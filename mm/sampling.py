@@ -29,7 +29,7 @@ class Sampling:
 
     temperature: above 0. top_k: only so many of the likeliest. top_p: the smallest set that holds this probability.
     min_p: nothing below this part of the likeliest token's probability. repetition_penalty: above 1 makes tokens of
-    the prompt and of the answer so far less likely. seed: equal seeds draw equal answers, whatever else is in the batch.
+    the prompt and of the answer so far less likely. seed: equal seeds draw equal answers, in any batch.
 
     Raises:
         InputError: a value is out of its range, or needs a temperature and has none.

@@ -29,7 +29,7 @@ from mm.vlm import Speaker, View
 Parts = Literal["inside", "by name"]
 
 _OLD = {"connector", "d_in", "d_out", "prompt"}  # how `tiny` says it
-_KEYS = _OLD | {"settings", "grid", "style", "layers", "skip", "notes", "decoder"}
+_KEYS = _OLD | {"settings", "grid", "style", "blocks", "skip", "notes", "decoder"}
 _STYLES = ("template", "plain", "picture first")
 _UNWANTED = (".", "runs", "onnx", "openvino", "coreml")
 
@@ -62,7 +62,7 @@ def read_speaker(folder: Path, values: dict[str, Any] | None, tensors: dict[str,
         decoder,
         str(values["prompt"]),
         _prompts(values.get("style", "picture first"), decoder, home),
-        View(tuple(values.get("layers", ())), values.get("skip")),
+        View(tuple(values.get("blocks", ())), values.get("skip")),
         tuple(map(str, values.get("notes", ()))),
     )
 
@@ -157,6 +157,7 @@ def _copy_encoder(source: Path, target: Path) -> None:
     own = {k: v for k, v in load_tensors(source / "joined.safetensors").items() if k.startswith("encoder.")}
     save_file(own, target / "joined.safetensors", {"format": "pt"})
     kept = {key: told[key] for key in ("name", "revision", "licence", "encoder") if key in told}
+    kept["encoder"] = told["encoder"] | {"layers": []}  # those were for heads that stay behind
     (target / "config.json").write_text(json.dumps(kept, indent=2) + "\n", "utf-8")
 
 

@@ -46,7 +46,6 @@ def classify(
 
     @torch.inference_mode()
     def work(joined: Joined, encoded: list[Encoded]) -> list[Classification]:
-        _check_readable(joined, asked.unique)
         sentences = chosen(templates, AS_IS if joined.world else PHOTO)
         texts, cut = joined.texts.embed(joined.encoder, list(asked.unique), sentences)
         scores = joined.encoder.similarity(stacked(encoded).pooled, texts)[:, list(asked.index)].float().cpu()
@@ -57,13 +56,3 @@ def classify(
         ]
 
     return each(image, work, model=model, cache=cache, on_error=on_error, limits=limits, allow_urls=allow_urls)
-
-
-def _check_readable(joined: Joined, labels: Sequence[str]) -> None:
-    """A tower that drops punctuation would read nothing where the label is nothing else."""
-    rules = joined.encoder.rules
-    if rules is None:
-        return  # the encoder itself says that it reads no text
-    for label in labels:
-        if not rules.canonical(label).strip():
-            raise TextInputError(f"label {ascii(label[:40])}: nothing is left of it in the form that the model reads")

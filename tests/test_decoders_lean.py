@@ -14,8 +14,8 @@ from mm.decoders import lean
 from mm.decoders.causal import CausalDecoder
 from mm.decoders.lean import LeanLlama, Matrix
 
-SIZE = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 6, "num_key_value_heads": 2, "vocab_size": 130,
-        "intermediate_size": 70, "max_position_embeddings": 64}  # fmt: skip
+SIZE = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 6, "num_key_value_heads": 2,
+        "vocab_size": 130, "intermediate_size": 70, "max_position_embeddings": 64}  # fmt: skip
 TOKENIZER = SimpleNamespace(eos_token_id=None)
 
 

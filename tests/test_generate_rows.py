@@ -155,7 +155,8 @@ def test_a_set_event_cancels_at_the_next_token(decoder: Decoder, prefix: Any) ->
 def test_closing_the_iterator_stops_reading(tokenizer: Any) -> None:
     scripted: Any = Scripted([[5] * 90], tokenizer)
     steps = generate(scripted, None, [1], max_new_tokens=90)
-    next(steps), next(steps)
+    for _ in range(2):
+        next(steps)
     steps.close()  # pyright: ignore[reportAttributeAccessIssue]
     assert scripted.said == 2 and list(steps) == []
 

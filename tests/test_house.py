@@ -19,13 +19,29 @@ import mm
 
 ROOT = Path(__file__).resolve().parents[1]
 LINKED = ("kernels", "connectors", "tasks")
-FACE = ["ask", "caption", "classify", "detect", "embed", "encode", "errors", "fit", "generate", "join", "load", "matte", "segment"]
+FACE = [
+    "ask",
+    "caption",
+    "classify",
+    "detect",
+    "embed",
+    "encode",
+    "errors",
+    "fit",
+    "generate",
+    "join",
+    "load",
+    "matte",
+    "segment",
+]
 HEAVY = ["torch", "torchvision", "transformers", "diffusers", "open_clip", "timm", "gradio", "scipy"]
 
 # The import order, lowest first; the longest prefix decides. A module imports its own layer and those below.
 # The face, the command line, the measurements and the recipes stand on top of the tasks.
 LAYERS = {"mm.kernels": 0, "mm.connectors": 1, "mm": 2, "mm.tasks": 3, "demos": 5}
-LAYERS |= dict.fromkeys(("mm.__init__", "mm.__main__", "mm.bench", "mm.cli", "mm.evaluate", "mm.recipes", "mm.training"), 4)
+LAYERS |= dict.fromkeys(
+    ("mm.__init__", "mm.__main__", "mm.bench", "mm.cli", "mm.evaluate", "mm.recipes", "mm.training"), 4
+)
 
 
 def source_files() -> Iterator[tuple[str, Path]]:

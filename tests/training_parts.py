@@ -1,4 +1,4 @@
-"""What the tests of training share: a tiny CLIP of random numbers, and pictures of coloured squares in COCO's layout."""
+"""What the tests of training share: a tiny CLIP of random numbers, and coloured squares in COCO's layout."""
 
 from __future__ import annotations
 
@@ -27,9 +27,7 @@ def clip_folder(folder: Path, *, seed: int = 0) -> Path:
         "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 6, "num_attention_heads": 4,
         "image_size": SIDE, "patch_size": 8,
     }  # fmt: skip
-    model = transformers.CLIPModel(
-        transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=20)
-    )
+    model = transformers.CLIPModel(transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=20))
     with torch.no_grad():  # as initialised, every picture looks the same
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -53,12 +53,11 @@ def fit(
     """
     from mm.training.fit import fit as train
 
+    words: dict[str, Any] = {"head": head, "encoder": encoder, "fresh": fresh, "device": device, "force": force}
+    words |= {"steps": steps, "batch": batch, "rate": rate, "flips": flips, "bf16": bf16, "seed": seed}
+    words |= {"workers": workers, "save_every": save_every, "validation": _share(validation)}
     try:
-        made = train(
-            model, data, head=head, out=out, steps=steps, batch=batch, rate=rate, encoder=encoder, fresh=fresh,
-            validation=_share(validation), flips=flips, bf16=bf16, seed=seed, workers=workers, save_every=save_every,
-            device=device, force=force,
-        )  # type: ignore[arg-type]  # fmt: skip
+        made = train(model, data, out=out, **words)
     except KeyboardInterrupt as stopped:
         typer.echo(f"interrupted: {stopped or 'at once'}; the same command goes on", err=True)
         raise typer.Exit(130) from None

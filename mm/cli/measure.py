@@ -129,6 +129,9 @@ def bench(
     mm bench
     mm bench --repeats 50 --json
     mm bench encoders
+    mm bench detect
+    mm bench segment
+    mm bench generate
     """
     if context.invoked_subcommand is not None:
         return
@@ -154,6 +157,51 @@ def encoders(
     from mm.bench_encoders import run
 
     _report(run(repeats=repeats, batch=batch, progress=sys.stderr.isatty()), json)
+
+
+@benchmarks.command("detect")
+def bench_detect(
+    repeats: Annotated[int, typer.Option(min=1, help="How often each side is timed.")] = 3,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object per row.")] = False,
+) -> None:
+    """Time detection with 1, 20 and 80 labels beside transformers' pipeline.
+
+    \b
+    mm bench detect
+    """
+    from mm.bench_heads import run_detect
+
+    _report(run_detect(repeats=repeats, progress=sys.stderr.isatty()), json)
+
+
+@benchmarks.command("segment")
+def bench_segment(
+    repeats: Annotated[int, typer.Option(min=1, help="How often each side is timed.")] = 3,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object per row.")] = False,
+) -> None:
+    """Time segmentation with 1 and 10 prompts beside transformers' CLIPSeg.
+
+    \b
+    mm bench segment
+    """
+    from mm.bench_heads import run_segment
+
+    _report(run_segment(repeats=repeats, progress=sys.stderr.isatty()), json)
+
+
+@benchmarks.command("generate")
+def bench_generate(
+    repeats: Annotated[int, typer.Option(min=1, help="How often each side is timed.")] = 5,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object per row.")] = False,
+) -> None:
+    """Time generation beside transformers' `generate()`, on random weights of two sizes.
+
+    \b
+    mm bench generate
+    """
+    from mm.bench_generate import run
+
+    _report(run(repeats=repeats, progress=sys.stderr.isatty()), json)
 
 
 def _report(rows: list[dict[str, Any]], json: bool) -> None:

@@ -13,6 +13,10 @@ Images = Annotated[
 ]
 Image = Annotated[str, typer.Argument(metavar="IMAGE", help="A picture file, or a URL (--allow-urls).")]
 Labels = Annotated[list[str], typer.Option("--label", "-l", metavar="TEXT", help="What to look for; repeat for more.")]
+MaybeLabels = Annotated[
+    list[str] | None, typer.Option("--label", "-l", metavar="TEXT", help="What to look for; repeat for more.")
+]
+Like = Annotated[str | None, typer.Option(metavar="IMAGE", help="Instead of labels: a picture of what to look for.")]
 Model = Annotated[
     str,
     typer.Option("--model", "-m", metavar="NAME", help="A name from `mm models`, a hub id, or a saved folder."),
@@ -81,60 +85,73 @@ def ask(
 
 def detect(
     images: Images,
-    labels: Labels,
+    labels: MaybeLabels = None,
+    like: Like = None,
     threshold: Annotated[float, typer.Option(min=0.0, max=1.0, help="Boxes that score less are left out.")] = 0.3,
     nms: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Of two boxes that overlap more (IoU), the better stays.")
-    ] = 0.5,
+    ] = 0.7,
     model: Model = "tiny",
     cache: Cache = None,
     json: Json = False,
     save: Save = None,
     allow_urls: AllowUrls = False,
 ) -> None:
-    """Find things by name and print their boxes.
+    """Find things by name, or by a picture of one, and print their boxes.
 
     A box is left, top, right, bottom in pixels of the upright picture.
 
     \b
     mm detect drawing.png -l car -l "red boat"
     mm detect holiday/ -l tree --threshold 0.5 --save out
+    mm detect shelf.jpg --like mug.png -m owlv2-base-patch16-ensemble
     """
     from mm.cli import render
     from mm.cli.run import Request, run_pictures
     from mm.tasks.detect import detect as task
 
+    _one_of(labels, like)
     run_pictures(
         Request("detect", images, json, save, allow_urls),
-        lambda picture: task(picture, labels, model=model, cache=cache, threshold=threshold, nms=nms),
+        lambda picture: task(
+            picture, labels, like=like, model=model, cache=cache, threshold=threshold, nms=nms, allow_urls=allow_urls
+        ),
         render.detections,
     )
 
 
 def segment(
     images: Images,
-    labels: Labels,
+    labels: MaybeLabels = None,
+    like: Like = None,
     threshold: Annotated[float, typer.Option(min=0.0, max=1.0, help="Pixels that score less are left out.")] = 0.5,
+    tile: Annotated[
+        int | None, typer.Option(min=32, help="Read larger pictures in overlapping squares of this many pixels.")
+    ] = None,
     model: Model = "tiny",
     cache: Cache = None,
     json: Json = False,
     save: Save = None,
     allow_urls: AllowUrls = False,
 ) -> None:
-    """Mark the pixels of things by name.
+    """Mark the pixels of things by name, or of what looks like a picture of one.
 
     Prints the share of the picture that each thing covers; --save shows the masks.
 
     \b
     mm segment drawing.png -l car -l tree --save out
+    mm segment street.jpg -l "traffic light" -m clipseg-rd64-refined --tile 704
     """
     from mm.cli import render
     from mm.cli.run import Request, run_pictures
     from mm.tasks.segment import segment as task
 
+    _one_of(labels, like)
     run_pictures(
         Request("segment", images, json, save, allow_urls),
-        lambda picture: task(picture, labels, model=model, cache=cache, threshold=threshold),
+        lambda picture: task(
+            picture, labels, like=like, model=model, cache=cache, threshold=threshold, tile=tile, allow_urls=allow_urls
+        ),
         render.segmentation,
     )
 
@@ -185,6 +202,10 @@ def matte(
 def classify(
     images: Images,
     labels: Labels,
+    templates: Annotated[
+        str | None,
+        typer.Option("--template", metavar="NAME", help="photo, simple, as is, or a sentence with {} for the label."),
+    ] = None,
     model: Model = "tiny",
     cache: Cache = None,
     json: Json = False,
@@ -195,6 +216,7 @@ def classify(
 
     \b
     mm classify drawing.png -l "a red car" -l "a blue boat"
+    mm classify holiday/ -l beach -l city -m siglip2-base-patch16-224 --template simple
     """
     from mm.cli import render
     from mm.cli.run import Request, run_pictures
@@ -202,7 +224,7 @@ def classify(
 
     run_pictures(
         Request("classify", images, json, save, allow_urls),
-        lambda picture: task(picture, labels, model=model, cache=cache),
+        lambda picture: task(picture, labels, templates=templates, model=model, cache=cache),
         render.classification,
     )
 
@@ -239,3 +261,8 @@ def embed(
         run_pictures(
             request, lambda picture: task([picture], model=model, cache=cache, kind="image"), render.embeddings
         )
+
+
+def _one_of(labels: list[str] | None, like: str | None) -> None:
+    if bool(labels) == bool(like):
+        raise typer.BadParameter("give either --label or --like, for example: -l 'red car'")

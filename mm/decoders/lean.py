@@ -31,8 +31,9 @@ class Matrix:
     """The weights of one or more linear layers with the same input, side by side, for a row at a time."""
 
     def __init__(self, *layers: nn.Linear) -> None:
-        weight = torch.cat([layer.weight for layer in layers])
-        biases = [layer.bias for layer in layers if layer.bias is not None]
+        weights: list[Tensor] = [layer.weight for layer in layers]
+        biases: list[Tensor] = [layer.bias for layer in layers if layer.bias is not None]
+        weight = torch.cat(weights)
         self.bias = torch.cat(biases) if biases else None
         self.width, self.weight, self.blocks = len(weight), weight, None
         if weight.numel() >= _LARGE:

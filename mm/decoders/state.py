@@ -1,4 +1,4 @@
-"""Decoders with a recurrent state, alone or beside attention: Mamba, Mamba-2, Falcon-Mamba, RWKV, Jamba and their like."""
+"""Decoders with a recurrent state, alone or beside attention: Mamba, Mamba-2, Falcon-Mamba, RWKV, Jamba, their like."""
 
 from __future__ import annotations
 

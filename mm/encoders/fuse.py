@@ -59,6 +59,6 @@ def _fixed_picture(hw: tuple[int, int]) -> Tensor:
 def likes_channels_last(tower: nn.Module) -> bool:
     """Whether the tower is convolutional from end to end: it has convolutions and no one embedding of patches.
 
-    Measured on two cores: MobileCLIP2-S0 reads 1.4 times the pictures a second with its channels last.
+    On a processor such towers (FastViT, ResNet, ConvNeXt) are quicker with their channels last, FastViT most.
     """
     return not hasattr(tower, "patch_embed") and any(isinstance(m, nn.Conv2d) for m in tower.modules())

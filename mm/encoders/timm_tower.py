@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import timm
 import torch
-from timm.data import resolve_data_config  # type: ignore[attr-defined]
+from timm.data.config import resolve_data_config
 from torch import Tensor, nn
 
 from mm.checkpoint import load_into, load_tensors, no_pickles, read_json

@@ -100,11 +100,10 @@ class PopUp(nn.Module):
         return x + self.mlp(x)
 
 
-def _block(inside: int, outside: int) -> nn.Sequential:
+def _block(inside: int, outside: int, kernel: int = 3) -> nn.Sequential:
     """Conv, BN, ReLU."""
-    return nn.Sequential(
-        nn.Conv2d(inside, outside, 3, padding=1, bias=False), nn.BatchNorm2d(outside), nn.ReLU(inplace=True)
-    )
+    conv = nn.Conv2d(inside, outside, kernel, padding=kernel // 2, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(outside), nn.ReLU(inplace=True))
 
 
 class DetailsExtractor(nn.Module):
@@ -114,8 +113,9 @@ class DetailsExtractor(nn.Module):
         super().__init__()
         self.layers = tuple(layers)
         self.norms = nn.ModuleList(nn.LayerNorm(width) for width in layer_widths)
-        insides = [3, *(width + 3 for width in layer_widths)]
-        self.blocks = nn.ModuleList(_block(i, o) for i, o in zip(insides, widths, strict=True))
+        # An earlier map has looked around itself already; only the pixels have not.
+        blocks = [_block(3, widths[0]), *(_block(w + 3, o, 1) for w, o in zip(layer_widths, widths[1:], strict=True))]
+        self.blocks = nn.ModuleList(blocks)
 
     def forward(self, pixels: Tensor, image: ImageFeatures) -> list[Tensor]:
         """float[B, C_i, H / 2^i, W / 2^i] for i = 0, 1, …, sides rounded up."""

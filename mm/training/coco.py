@@ -62,12 +62,12 @@ class CocoFolder:
         if picture.size_hw != said:
             raise ImageInputError(f"{name}: the data set says {said}, the upright picture is {picture.size_hw}")
         labels, boxes = _things(shown)
-        wide = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(1)  # a box without area marks nothing that can be found
+        wide = np.all(boxes[:, 2:] > boxes[:, :2], axis=1)  # a box without area marks nothing that can be found
         unsure = frozenset(label for label, crowd in zip(shown.labels, shown.crowd, strict=True) if crowd)
         masks = self._masks_of(key, boxes, wide)
         return Example(picture, tuple(np.array(labels, object)[wide]), boxes[wide], masks, unsure=unsure)
 
-    def _masks_of(self, key: int, boxes: np.ndarray, wide: np.ndarray) -> np.ndarray | None:
+    def _masks_of(self, key: int, boxes: np.ndarray, wide: Any) -> np.ndarray | None:
         if "masks" not in self.has:
             return None
         size_hw = self._truth.sizes_hw[key]

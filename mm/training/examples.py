@@ -63,10 +63,17 @@ class Examples(Protocol):
     things are shown in all; None where they are drawn on demand.
     """
 
-    name: str
-    labels: tuple[str, ...]
-    has: frozenset[str]
-    things: int | None
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def labels(self) -> tuple[str, ...]: ...
+
+    @property
+    def has(self) -> frozenset[str]: ...
+
+    @property
+    def things(self) -> int | None: ...
 
     def __len__(self) -> int: ...
 
@@ -169,7 +176,7 @@ class Pairs:
             running.update(f"{seen} {truth['labels']}".encode("utf-8", "surrogatepass"))
             for key in _KEYS[1:]:
                 if truth[key] is not None:
-                    running.update(np.ascontiguousarray(truth[key]))
+                    running.update(truth[key].tobytes())
         return running.hexdigest()
 
 

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
-from mm.errors import InputError, nearest
+from mm.errors import InputError, ResourceLimitError, nearest
 from mm.headed import PARTS, WORK, Base, base_of, combined, described, save_headed
 from mm.joined import Joined
 from mm.labels import check_labels
@@ -23,7 +24,7 @@ from mm.training.checks import weights_digest
 from mm.training.data import held_out, open_data
 from mm.training.examples import Examples, check_known
 from mm.training.heads import KINDS, HeadTraining, Kind, Word, ready, text_table
-from mm.training.run import Run
+from mm.training.run import Run, reason
 from mm.training.session import Session
 from mm.training.settings import Settings
 from mm.version import __version__
@@ -100,7 +101,12 @@ def fit(
         return replace(made, sha256=combined({"base": joined.sha256} | files))
     about = {"head": head, "encoder": encoder, "data": shown.name, "pictures": len(shown), "mm": __version__}
     about |= {"labels": list(known)[:_LABELS_KEPT], "figures": session.figures, **dataclasses.asdict(chosen)}
-    files = save_headed(made, target, part=kind.part, base=base, encoder_trained=trained, fitted=about)
+    try:
+        files = save_headed(made, target, part=kind.part, base=base, encoder_trained=trained, fitted=about)
+    except (OSError, SafetensorError) as error:
+        raise ResourceLimitError(
+            f"{target.name}: the model could not be written ({reason(error)}); its run is kept"
+        ) from None
     return replace(made, sha256=combined(files))
 
 

@@ -146,7 +146,8 @@ def ready(joined: Joined, kind: Kind, *, fresh: bool) -> tuple[Joined, nn.Module
         if kind.mapped and not joined.spec.layers:
             joined = replace(joined, encoder=with_layers(joined.encoder, _spread(joined.encoder)), world=None)
         given = kind.fresh(joined)
-    at = next(joined.encoder.parameters())  # type: ignore[attr-defined]
+    tower: Any = joined.encoder
+    at = next(tower.parameters())
     return joined, copy.deepcopy(given).to(at.device, torch.float32).requires_grad_(True).train()
 
 
@@ -180,8 +181,8 @@ def _gives(encoder: Encoder, layer: int) -> bool:
 
 
 @torch.no_grad()
-def _looked(encoder: Encoder, layers: tuple[int, ...]) -> ImageFeatures:
-    at = next(encoder.parameters())  # type: ignore[attr-defined]
+def _looked(encoder: Any, layers: tuple[int, ...]) -> ImageFeatures:
+    at = next(encoder.parameters())
     blank = torch.zeros(1, 3, *encoder.spec.preprocessing.input_hw, device=at.device, dtype=at.dtype)
     return encoder.encode_image(blank, layers)
 

@@ -53,9 +53,8 @@ class Run:
                 self._refuse_change(before)
             done = self._checkpoint.load()
         except (SafetensorError, OSError, RuntimeError, KeyError, json.JSONDecodeError) as error:
-            reason = str(error).splitlines()[0][:200]
             raise CheckpointError(
-                f"checkpoint.safetensors: cannot go on from it ({reason}); remove the folder to begin anew"
+                f"checkpoint.safetensors: cannot go on from it ({reason(error)}); remove the folder to begin anew"
             ) from None
         restore_chance(self._checkpoint.extra)
         self._forget_rows(done)
@@ -69,9 +68,8 @@ class Run:
             (self.folder / "checkpoint.safetensors").chmod(0o644)
         except (OSError, SafetensorError) as error:
             held = self._checkpoint.notes().get("step", "none")
-            reason = error.strerror if isinstance(error, OSError) else str(error)
             raise ResourceLimitError(
-                f"checkpoint.safetensors: step {done} could not be written ({reason}); kept: step {held}"
+                f"checkpoint.safetensors: step {done} could not be written ({reason(error)}); kept: step {held}"
             ) from None
 
     def note(self, row: Mapping[str, Any]) -> None:
@@ -98,6 +96,12 @@ class Run:
         temporary = self.log.with_suffix(".tmp")
         temporary.write_text("".join(f"{line}\n" for line in kept), "utf-8")
         os.replace(temporary, self.log)
+
+
+def reason(error: Exception) -> str:
+    """What went wrong, without the machine's paths."""
+    said = error.strerror if isinstance(error, OSError) else None
+    return said or (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def _before(line: str, done: int) -> bool:

@@ -21,13 +21,13 @@ from torch import nn
 TEXTS = ["cat", "two red cats, on the mat", "A photo of a very SMALL dog &amp; a blue hat!", "x", "naïve café ☃"]
 MOBILE = {"mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0], "interpolation": "bilinear", "resize_mode": "shortest"}
 HALF = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "squash"}
-SIMPLE = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
+SIMPLE: dict[str, Any] = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
 SIGLIP_TEXT = {
     "context_length": 64, "vocab_size": 64, "hf_tokenizer_name": "org/letters",
     "tokenizer_kwargs": {"clean": "canonicalize"}, "width": 32, "heads": 2, "layers": 2, "no_causal_mask": True,
     "proj_bias": True, "pool_type": "last", "norm_kwargs": {"eps": 1e-6},
 }  # fmt: skip
-VIT = {"image_size": 32, "layers": 3, "width": 32, "head_width": 16, "patch_size": 8}
+VIT: dict[str, Any] = {"image_size": 32, "layers": 3, "width": 32, "head_width": 16, "patch_size": 8}
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "vit gelu": {"embed_dim": 24, "vision_cfg": VIT, "text_cfg": SIMPLE},
@@ -72,7 +72,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 PREPROCESS = {"siglip": HALF, "mobile fastvit": MOBILE, "mobile vit": MOBILE}
 
-FASTVIT = {"layers": (1, 1, 2, 1), "embed_dims": (8, 16, 32, 64), "mlp_ratios": (2, 2, 2, 2)}
+FASTVIT: dict[str, Any] = {"layers": (1, 1, 2, 1), "embed_dims": (8, 16, 32, 64), "mlp_ratios": (2, 2, 2, 2)}
 
 
 def _own(given: dict[str, Any]) -> dict[str, Any]:
@@ -81,7 +81,7 @@ def _own(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _vit(name: str, options: dict[str, Any]) -> nn.Module:
-    shape = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2}
+    shape: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2}
     model: Any = VisionTransformer(**(shape | options))
     model.pretrained_cfg = model.default_cfg = {"architecture": name, "input_size": (3, 32, 32)}
     return model
@@ -100,7 +100,7 @@ def tiny_vit(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 @register_model
 def tiny_fastvit(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     mixers = ("repmixer", "repmixer", "repmixer", "attention")
-    own = {"token_mixers": mixers, "se_downsamples": (False, False, True, True), "lkc_use_act": True}
+    own: dict[str, Any] = {"token_mixers": mixers, "se_downsamples": (False, False, True, True), "lkc_use_act": True}
     return timm.create_model("fastvit_t8", pretrained=False, **(FASTVIT | own | _own(kwargs)))
 
 
@@ -146,7 +146,7 @@ def letters_tokenizer(folder: Path) -> None:
     inner = Tokenizer(models.Unigram(pieces, unk_id=2))
     inner.pre_tokenizer = pre_tokenizers.Metaspace()
     inner.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    marks = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+    marks: dict[str, Any] = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
     PreTrainedTokenizerFast(tokenizer_object=inner, **marks).save_pretrained(folder)
 
 

@@ -1,4 +1,4 @@
-"""Every decoder family: the cache in any cut equals one full forward of the reference, and a batch equals single rows."""
+"""Every decoder family: the cache in any cut equals one full forward of the reference, a batch equals single rows."""
 
 from __future__ import annotations
 

@@ -12,7 +12,8 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from timm.data import create_transform, resolve_data_config
+from timm.data.config import resolve_data_config
+from timm.data.transforms_factory import create_transform
 from timm.utils.model import reparameterize_model
 
 from mm.encoders.base import Encoder
