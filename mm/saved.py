@@ -20,6 +20,7 @@ from mm.checkpoint import fingerprint, load_into, load_tensors, read_json
 from mm.connectors.table import build
 from mm.decoders.base import Decoder
 from mm.decoders.folder import chat_template, load_decoder, prompts_for
+from mm.encoders.transformers_weights import quiet
 from mm.errors import CheckpointError, InputError, nearest
 from mm.hub import locate
 from mm.paths import plain_name
@@ -136,7 +137,8 @@ def save(
 
 
 def write_decoder(decoder: Decoder, target: Path) -> None:
-    decoder.lm.save_pretrained(target, safe_serialization=True)
+    with quiet():
+        decoder.lm.save_pretrained(target)
     decoder.tokenizer.save_pretrained(target)
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from mm.cli import about, fit, measure, parity, pictures
+from mm.cli import about, exporting, fit, measure, parity, pictures
 from mm.version import __version__
 
 app = typer.Typer(
@@ -56,6 +56,7 @@ for command in (
     pictures.classify,
     pictures.embed,
     fit.fit,
+    exporting.export,
     about.models,
     about.doctor,
     parity.check,

@@ -39,7 +39,7 @@ def build_model(
     whole = [key for key, value in wanted.items() if not (value.is_floating_point() or key.endswith("position_ids"))]
     if whole:
         raise CheckpointError(f"{folder.name}: quantised weights are not read: whole numbers in {_some(whole)}")
-    with _quiet(), torch.random.fork_rng(devices=[]), refusing(folder):
+    with quiet(), torch.random.fork_rng(devices=[]), refusing(folder):
         model, info = kind.from_pretrained(  # type: ignore[attr-defined]
             None, config=config, state_dict=wanted, dtype=_torch_dtype(dtype, wanted), attn_implementation="sdpa",
             output_loading_info=True, ignore_mismatched_sizes=True,
@@ -80,7 +80,7 @@ def refusing(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No progress bars and no load reports: what a report says is raised here."""
     from transformers.utils import logging
 
