@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mm import bench_encoders
+from mm.bench import encoders as bench_encoders
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from mm import bench, types
+from mm import types
 from mm.cli import checks, measure, render
 from mm.cli.app import app
 from mm.version import __version__
@@ -194,7 +194,7 @@ def test_a_readme_without_marks_is_left_alone():
 
 def test_bench_prints_a_table_or_json(monkeypatch: pytest.MonkeyPatch):
     rows = [{"step": "encode", "ms": 1.5, "peer": "open_clip", "peer_ms": 3.0, "ratio": 2.0}]
-    monkeypatch.setattr(bench, "run", lambda **_: rows)
+    monkeypatch.setattr("mm.bench.library.run", lambda **_: rows)
     assert "encode  1.500  open_clip  3.000" in invoke("bench").stdout
     assert json.loads(invoke("bench", "--json").stdout)["ratio"] == 2.0
 
@@ -202,7 +202,7 @@ def test_bench_prints_a_table_or_json(monkeypatch: pytest.MonkeyPatch):
 def test_bench_encoders_prints_a_table_or_json(monkeypatch: pytest.MonkeyPatch):
     rows = [{"encoder": "CLIP", "input": "texts", "per_s": 1.5, "ratio": 2.0}]
     asked: list[dict[str, Any]] = []
-    monkeypatch.setattr("mm.bench_encoders.run", lambda **options: asked.append(options) or rows)
+    monkeypatch.setattr("mm.bench.encoders.run", lambda **options: asked.append(options) or rows)
     assert "CLIP     texts  1.500  2.000" in invoke("bench", "encoders", "--repeats", 3).stdout
     answer = json.loads(invoke("bench", "encoders", "--batch", 2, "--json").stdout)
     assert answer["ratio"] == 2.0 and "torch" in answer["machine"]

@@ -11,7 +11,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from mm import types
-from mm.bench import scene
+from mm.bench.library import scene
 from mm.cli.app import app
 
 

@@ -87,11 +87,10 @@ def test_a_model_in_memory_is_trained_on_and_stays_as_it_is(boxes: tuple[Joined,
     more = fit(made, pairs(8), head="detect", steps=1, batch=2)
     new = fit(made, pairs(8), head="detect", steps=1, batch=2, fresh=True)
     assert bits(made.detector) == before and len({made.sha256, more.sha256, new.sha256}) == 3
-    shift = [
-        max(float((a - b).abs().max()) for a, b in zip(each.detector.parameters(), made.detector.parameters(), strict=True))
-        for each in (more, new)
-    ]  # fmt: skip
-    assert shift[0] < 0.01 < shift[1]
+    assert isinstance(made.detector, OwlHead)
+    start = made.detector.class_head.dense0.weight
+    shift = [float((each.detector.class_head.dense0.weight - start).abs().max()) for each in (more, new)]  # type: ignore[union-attr]
+    assert shift[0] < 0.002 < shift[1]
 
 
 def test_a_trained_encoder_moves_and_its_words_do_not(clip: Path, tmp_path: Path):
@@ -181,8 +180,7 @@ def test_an_encoder_without_words_is_refused(tmp_path: Path):
         ({"steps": 0}, "steps: expected a whole number from 1"),
         ({"rate": float("nan")}, "rate"),
         ({"labels": ["red square"]}, "none of the 1 labels"),
-        ({"head": "segment", "data": [(np.zeros((9, 9, 3), np.uint8), {"labels": ["a"], "boxes_xyxy": [[0, 0, 5, 5]]})]},
-         "has no masks"),
+        ({"head": "segment", "data": [(drawing(0)[0], {"labels": ["a"], "boxes_xyxy": [[0, 0, 5, 5]]})]}, "no masks"),
         ({"validation": 2.0}, "between 0 and 1"),
     ],
 )  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mm import bench_generate
+from mm.bench import generate as bench_generate
 
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
          "intermediate_size": 48, "vocab_size": 64, "max_position_embeddings": 256}  # fmt: skip

@@ -135,7 +135,7 @@ def bench(
     """
     if context.invoked_subcommand is not None:
         return
-    from mm.bench import run
+    from mm.bench.library import run
 
     _report(run(model=model, repeats=repeats, progress=sys.stderr.isatty()), json)
 
@@ -154,7 +154,7 @@ def encoders(
     mm bench encoders
     mm bench encoders --repeats 3 --json
     """
-    from mm.bench_encoders import run
+    from mm.bench.encoders import run
 
     _report(run(repeats=repeats, batch=batch, progress=sys.stderr.isatty()), json)
 
@@ -169,7 +169,7 @@ def bench_detect(
     \b
     mm bench detect
     """
-    from mm.bench_heads import run_detect
+    from mm.bench.heads import run_detect
 
     _report(run_detect(repeats=repeats, progress=sys.stderr.isatty()), json)
 
@@ -184,7 +184,7 @@ def bench_segment(
     \b
     mm bench segment
     """
-    from mm.bench_heads import run_segment
+    from mm.bench.heads import run_segment
 
     _report(run_segment(repeats=repeats, progress=sys.stderr.isatty()), json)
 
@@ -199,13 +199,13 @@ def bench_generate(
     \b
     mm bench generate
     """
-    from mm.bench_generate import run
+    from mm.bench.generate import run
 
     _report(run(repeats=repeats, progress=sys.stderr.isatty()), json)
 
 
 def _report(rows: list[dict[str, Any]], json: bool) -> None:
-    from mm.bench import machine
+    from mm.bench.timing import machine
     from mm.cli import render
 
     if json:

@@ -24,7 +24,7 @@ _SHOWN = 5  # keys listed in a message
 def build_model(
     folder: Path, kind: type, config: Any, tensors: dict[str, Tensor], *, dtype: Dtype, unused: Iterable[str] = ()
 ) -> Any:
-    """`kind` with these weights, in evaluation mode, its attention on torch's own kernels.
+    """`kind` with these weights, in evaluation mode, its attention (if it has any) on torch's own kernels.
 
     kind: a model class of transformers, whose own table renames the keys of older files. unused: beginnings of keys
     that belong to parts which this model does not have, such as a head.
@@ -41,8 +41,8 @@ def build_model(
         raise CheckpointError(f"{folder.name}: quantised weights are not read: whole numbers in {_some(whole)}")
     with quiet(), torch.random.fork_rng(devices=[]), refusing(folder):
         model, info = kind.from_pretrained(  # type: ignore[attr-defined]
-            None, config=config, state_dict=wanted, dtype=_torch_dtype(dtype, wanted), attn_implementation="sdpa",
-            output_loading_info=True, ignore_mismatched_sizes=True,
+            None, config=config, state_dict=wanted, dtype=_torch_dtype(dtype, wanted), output_loading_info=True,
+            attn_implementation="sdpa" if getattr(kind, "_supports_sdpa", False) else None, ignore_mismatched_sizes=True,
         )  # fmt: skip
     found = [
         f"{what} {_some(info[key])}"

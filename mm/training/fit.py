@@ -138,7 +138,7 @@ def _target(out: Path, base: Base | None) -> Path:
     """The folder to write, if it is not the model itself or something else than such a folder."""
     if base is not None and base.folder is not None and base.folder.resolve() == out.resolve():
         raise InputError(f"out: {out.name!r} is the model that is trained on; write to another folder")
-    others = [path.name for path in out.iterdir() if path.name != WORK] if out.is_dir() else []
+    others = [path.name for path in out.iterdir() if path.name != WORK] if os.path.isdir(out) else []
     if others and not {"head.safetensors", "base"} & {*others}:
         raise InputError(f"out: {out.name!r} holds other files ({', '.join(sorted(others)[:3])}); use a new folder")
     return out

@@ -44,7 +44,7 @@ def _save_tower(name: str, folder: Path) -> Path:
         import timm
 
         folder.mkdir()
-        sizes = {"embed_dims": [8, 16, 24, 32], "layers": [1, 1, 1, 1]}
+        sizes = {"embed_dims": [16, 32, 64, 128], "layers": [1, 1, 1, 1]}
         made = timm.create_model("fastvit_t8", num_classes=0, **{k: tuple(v) for k, v in sizes.items()})
         pictures = {"input_size": [3, 64, 64], "mean": [0.0] * 3, "std": [1.0] * 3, "crop_pct": 1.0}
         config = {"architecture": "fastvit_t8", "num_classes": 0, "model_args": sizes, "pretrained_cfg": pictures}

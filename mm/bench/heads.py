@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from mm.bench import Step, medians_ms
-from mm.bench_encoders import byte_tokenizer, pictures
+from mm.bench.encoders import byte_tokenizer, pictures
+from mm.bench.timing import Step, medians_ms
 from mm.tasks.detect import detect
 from mm.tasks.segment import segment
 

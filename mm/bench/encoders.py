@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from mm.bench import Step, medians_ms
+from mm.bench.timing import Step, medians_ms
 from mm.encoders.build import Dtype, load_encoder
 from mm.images import open_image
 

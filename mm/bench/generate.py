@@ -13,7 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from mm.bench import Step, medians_ms
+from mm.bench.timing import Step, medians_ms
 
 PICTURE, PROMPT, NEW = 64, 96, 64
 QUESTIONS, QUESTION, ANSWER = 8, 12, 16

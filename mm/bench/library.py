@@ -6,16 +6,10 @@ the ratio is fair on a machine whose speed drifts. A ratio above 1 means that `m
 
 from __future__ import annotations
 
-import os
-import platform
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +17,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from mm.bench.timing import Step, medians_ms
 from mm.scenes.render import render_scene
 from mm.zoo import find
 
@@ -30,32 +25,6 @@ LABELS = ("cat", "boat", "blue mushroom", "diamond", "tree")
 COLD_TURNS = 5
 
 _FIRST_CAPTION = "import sys; from mm.tasks.caption import caption; caption(sys.argv[1], model=sys.argv[2])"
-
-
-@dataclass(frozen=True)
-class Step:
-    """One thing that is timed, with its peer where there is one. `cold` steps start a process each time."""
-
-    name: str
-    ours: Callable[[], Any]
-    cold: bool = False
-    peer: str = ""
-    theirs: Callable[[], Any] | None = None
-
-
-def machine() -> dict[str, str]:
-    """What a time depends on beside the code."""
-    import torch
-
-    return {
-        "system": f"{platform.system()} {platform.machine()}",
-        "cores": str(os.cpu_count()),
-        "threads": str(torch.get_num_threads()),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": metadata.version("transformers"),
-        "device": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "cpu",
-    }
 
 
 def run(model: str = "tiny", repeats: int = 20, progress: bool = False) -> list[dict[str, Any]]:
@@ -73,22 +42,6 @@ def run(model: str = "tiny", repeats: int = 20, progress: bool = False) -> list[
             ratio = theirs / ours if theirs is not None else None
             rows.append({"step": step.name, "ms": ours, "peer": step.peer, "peer_ms": theirs, "ratio": ratio})
     return rows
-
-
-def medians_ms(step: Step, turns: int) -> tuple[float, float | None]:
-    """The median times of a step and of its peer, taken in alternation; a warm step runs once untimed."""
-    calls = [call for call in (step.ours, step.theirs) if call is not None]
-    times: list[list[float]] = [[] for _ in calls]
-    if not step.cold:
-        for call in calls:
-            call()
-    for _ in range(turns):
-        for kept, call in zip(times, calls, strict=True):
-            begin = time.perf_counter()
-            call()
-            kept.append((time.perf_counter() - begin) * 1000)
-    medians = [statistics.median(kept) for kept in times]
-    return medians[0], medians[1] if step.theirs else None
 
 
 def scene() -> np.ndarray:
