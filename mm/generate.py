@@ -30,7 +30,7 @@ class Row:
 
 
 @dataclass
-class _Request:
+class Request:
     """What one row asks for, and its answer so far."""
 
     prefix: Any
@@ -42,6 +42,28 @@ class _Request:
     @property
     def length(self) -> int:
         return len(self.prompt) + (self.prefix.length if self.prefix is not None else 0)
+
+    def append(self, decoder: Decoder, token: int, *, last: bool) -> None:
+        """The next token; the answer ends at an end token, at a stop string, or where this is the last token."""
+        if token in decoder.ends:
+            self.finish(decoder, "stop")
+            return
+        self.row.ids.append(token)
+        if self.writing is not None:
+            self.writing.add([token])
+            if self.writing.stopped:
+                self.finish(decoder, "stop")
+                return
+        if last:
+            self.finish(decoder, "length")
+
+    def finish(self, decoder: Decoder, reason: str) -> None:
+        if self.writing is None:
+            self.row.text = whole_text(decoder, self.row.ids)
+        else:
+            self.writing.add([], last=True)
+            self.row.text = self.writing.text
+        self.row.finish_reason = reason
 
 
 @torch.inference_mode()
@@ -68,19 +90,12 @@ def generate(
         InputError: max_new_tokens is not a whole number above 0, or rows, prompts and samplings differ in number.
         ResourceLimitError: prefix, prompt and answer together do not fit the decoder's context.
     """
-    whole = isinstance(max_new_tokens, int) and not isinstance(max_new_tokens, bool)
-    if not whole or max_new_tokens < 1:
-        raise InputError(f"max_new_tokens: expected a whole number from 1, got {max_new_tokens!r}")
-    if isinstance(stop, str) or not all(isinstance(text, str) and text for text in stop):
-        raise InputError(f"stop: expected a list of texts that are not empty, got {stop!r}")
-    requests = _requests(decoder, prefix, prompt_ids, sampling, stop)
-    for request in requests:
-        _check_room(decoder, request, max_new_tokens)
+    requests = open_requests(decoder, prefix, prompt_ids, max_new_tokens, sampling, stop)
     rows = [request.row for request in requests]
     groups = [_Group(decoder, group, max_new_tokens) for group in _grouped(decoder, requests)]
     for count in range(1, max_new_tokens + 1):
         if cancel is not None and cancel.is_set():
-            _cancel(decoder, requests)
+            cancel_all(decoder, requests)
             yield rows
             return
         for group in groups:
@@ -94,7 +109,7 @@ def generate(
 class _Group:
     """Rows that share a cache."""
 
-    def __init__(self, decoder: Decoder, requests: list[_Request], max_new_tokens: int) -> None:
+    def __init__(self, decoder: Decoder, requests: list[Request], max_new_tokens: int) -> None:
         self.decoder, self.requests = decoder, requests
         longest = max(len(r.prompt) for r in requests)
         begun = max(r.length - len(r.prompt) for r in requests)
@@ -116,7 +131,7 @@ class _Group:
         chosen = self._chosen(logits)
         for request, token in zip(self.requests, chosen, strict=True):
             if request.row.finish_reason is None:
-                _append(self.decoder, request, token, last=last)
+                request.append(self.decoder, token, last=last)
         self._ids, self._lengths = torch.tensor(chosen)[:, None], None
 
     def _chosen(self, logits: Tensor) -> list[int]:
@@ -125,74 +140,66 @@ class _Group:
         return [r.choose(row) for r, row in zip(self.requests, logits, strict=True)]
 
 
-def _requests(decoder: Decoder, prefix: Any, prompt_ids: Any, sampling: Any, stop: Sequence[str]) -> list[_Request]:
+def open_requests(
+    decoder: Decoder, prefix: Any, prompt_ids: Any, max_new_tokens: int, sampling: Any, stop: Sequence[str]
+) -> list[Request]:
+    """One request for each row that the arguments of `generate` ask for; raises what it raises."""
+    whole = isinstance(max_new_tokens, int) and not isinstance(max_new_tokens, bool)
+    if not whole or max_new_tokens < 1:
+        raise InputError(f"max_new_tokens: expected a whole number from 1, got {max_new_tokens!r}")
+    if isinstance(stop, str) or not all(isinstance(text, str) and text for text in stop):
+        raise InputError(f"stop: expected a list of texts that are not empty, got {stop!r}")
     many = bool(len(prompt_ids)) and not isinstance(prompt_ids[0], int)
     prompts = [list(prompt) for prompt in prompt_ids] if many else [list(prompt_ids)]
     if not all(prompts):
         raise InputError("prompt_ids: expected at least one token in every prompt, got none")
-    given = list(prefix) if isinstance(prefix, (list, tuple)) else [prefix]
-    prefixes = [p if p is None or p.batch == 1 else p[i] for p in given for i in range(1 if p is None else p.batch)]
+    prefixes = prefix_rows(prefix)
     samplings = [sampling] if isinstance(sampling, Sampling) else list(sampling)
     count = max(len(prompts), len(prefixes))
     for name, values in (("prefixes", prefixes), ("prompts", prompts), ("samplings", samplings)):
         if len(values) not in (1, count):
             raise InputError(f"{name}: expected 1 or {count}, one for each row, got {len(values)}")
     every = (values * count if len(values) == 1 else values for values in (prefixes, prompts, samplings))
-    return [
-        _Request(prefix, prompt, Chooser(how, prompt), Writing(decoder, stop) if stop else None)
+    requests = [
+        Request(prefix, prompt, Chooser(how, prompt), Writing(decoder, stop) if stop else None)
         for prefix, prompt, how in zip(*every, strict=True)
     ]
+    for request in requests:
+        check_room(decoder, request.length - len(request.prompt), len(request.prompt), max_new_tokens)
+    return requests
 
 
-def _check_room(decoder: Decoder, request: _Request, max_new_tokens: int) -> None:
-    needed = request.length + max_new_tokens
+def prefix_rows(prefix: Any) -> list[Any]:
+    """One prefix for each row, of what `generate` takes as its prefix."""
+    given = list(prefix) if isinstance(prefix, (list, tuple)) else [prefix]
+    return [p if p is None or p.batch == 1 else p[i] for p in given for i in range(1 if p is None else p.batch)]
+
+
+def check_room(decoder: Decoder, picture: int, prompt: int, answer: int, name: str = "decoder") -> None:
+    """Whether a decoder, called `name`, can read so many tokens."""
+    needed = picture + prompt + answer
     if needed > decoder.context:
-        prompt = len(request.prompt)
         raise ResourceLimitError(
-            f"picture ({request.length - prompt}), prompt ({prompt}) and answer ({max_new_tokens}) need {needed} "
-            f"tokens, the decoder reads {decoder.context}; "
-            f"max_new_tokens may be at most {max(decoder.context - request.length, 0)} here"
+            f"picture ({picture}), prompt ({prompt}) and answer ({answer}) need {needed} "
+            f"tokens, the {name} reads {decoder.context}; "
+            f"max_new_tokens may be at most {max(decoder.context - picture - prompt, 0)} here"
         )
 
 
-def _grouped(decoder: Decoder, requests: list[_Request]) -> list[list[_Request]]:
+def _grouped(decoder: Decoder, requests: list[Request]) -> list[list[Request]]:
     """All rows together where a cache may be ragged, otherwise those whose prefixes and prompts are equally long."""
-    groups: dict[Any, list[_Request]] = {}
+    groups: dict[Any, list[Request]] = {}
     for request in requests:
         shape = None if decoder.ragged else (request.length, len(request.prompt))
         groups.setdefault(shape, []).append(request)
     return list(groups.values())
 
 
-def _append(decoder: Decoder, request: _Request, token: int, *, last: bool) -> None:
-    row = request.row
-    if token in decoder.ends:
-        _finish(decoder, request, "stop")
-        return
-    row.ids.append(token)
-    if request.writing is not None:
-        request.writing.add([token])
-        if request.writing.stopped:
-            _finish(decoder, request, "stop")
-            return
-    if last:
-        _finish(decoder, request, "length")
-
-
-def _finish(decoder: Decoder, request: _Request, reason: str) -> None:
-    row = request.row
-    if request.writing is None:
-        row.text = whole_text(decoder, row.ids)
-    else:
-        request.writing.add([], last=True)
-        row.text = request.writing.text
-    row.finish_reason = reason
-
-
-def _cancel(decoder: Decoder, requests: list[_Request]) -> None:
+def cancel_all(decoder: Decoder, requests: Sequence[Request]) -> None:
+    """Ends every answer that still grows."""
     for request in requests:
         if request.row.finish_reason is None:
-            _finish(decoder, request, "cancelled")
+            request.finish(decoder, "cancelled")
 
 
 def deltas(decoder: Decoder, steps: Iterator[list[Row]], stop: Sequence[str] = ()) -> Iterator[str]:
@@ -203,6 +210,7 @@ def deltas(decoder: Decoder, steps: Iterator[list[Row]], stop: Sequence[str] = (
     writing, read = Writing(decoder, stop), 0
     for rows in steps:
         new, read = rows[0].ids[read:], len(rows[0].ids)
-        piece = writing.add(new, last=rows[0].finish_reason is not None)
+        piece = "".join(writing.add([token]) for token in new)
+        piece += writing.add([], last=True) if rows[0].finish_reason is not None else ""
         if piece:
             yield piece

@@ -38,7 +38,7 @@ LAYOUT = "mm head 1"
 PARTS = ("detector", "segmenter", "matter")
 WORK = "fit"  # the folder of a run inside, which is no part of the model
 
-_KEYS = ("layout", "name", "revision", "licence", "base", "layers", "head", "sha256", "fitted")
+_KEYS = ("layout", "name", "revision", "licence", "base", "layers", "world", "head", "sha256", "fitted")
 _HEAD_KEYS = ("part", "kind", "settings")
 
 
@@ -179,6 +179,7 @@ def save_headed(
         "licence": joined.licence,
         "base": {"name": base.model, "sha256": base.sha256} if base.model else {"inside": "base"},
         "layers": list(joined.spec.layers),
+        "world": joined.world is not None,
         "head": {"part": part, "kind": kind, "settings": settings},
         "sha256": files,
         "fitted": dict(fitted),
@@ -222,6 +223,7 @@ def load_headed(name: str, folder: Path, load: Callable[[str | Path], Joined]) -
         raise CheckpointError(f"config.json: {', '.join(tensors)} belongs to no part")
     made: dict[str, Any] = {part["part"]: head.eval().requires_grad_(False), "licence": str(config["licence"])}
     sha256 = combined(config["sha256"])
+    made["world"] = joined.world if config["world"] is True else None
     return replace(
         joined, name=name, revision=str(config["revision"]), sha256=sha256, texts=TextCache(), **made
     )  # fmt: skip

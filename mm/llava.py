@@ -88,8 +88,8 @@ def load_llava(name: str, folder: Path, *, revision: str, licence: str, dtype: D
     config = read_config(folder)
     parts = _parts(load_weights(folder), folder.name)
     view, notes = _view(config)
-    preprocessing, padded = _preprocessing(folder)
-    if pad or padded:
+    preprocessing = read_preprocessing(folder)
+    if pad:
         preprocessing = squared(preprocessing)
     with torch.random.fork_rng(devices=[]):  # building a module draws numbers; the caller's stream is not ours
         build = _fast_tower if config.model_type == "fast_vlm" else _tower
@@ -165,19 +165,6 @@ def _block(index: int, depth: int) -> int:
             f"config.json: vision_feature_layer={index}; expected the output of a block, 1 to {depth} or -{depth} to -1"
         )
     return index if index < 0 else index - 1
-
-
-def _preprocessing(folder: Path) -> tuple[Preprocessing, bool]:
-    """How pictures are prepared, and whether the folder says that they are padded to squares first."""
-    return read_preprocessing(folder), _padded(folder)
-
-
-def _padded(folder: Path) -> bool:
-    for file, inner in (("preprocessor_config.json", None), ("processor_config.json", "image_processor")):
-        if (folder / file).is_file():
-            said = read_json(folder / file)
-            return bool((said.get(inner) or {} if inner else said).get("do_pad"))
-    return False
 
 
 def _tower(

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 import mm
 from mm.cli.app import app
 from mm.errors import CheckpointError, InputError
-from mm.headed import described
+from mm.headed import KINDS, described
 from mm.heads.clipmat import ClipMatHead
 from mm.heads.clipseg import ClipSegHead
 from mm.heads.owlvit import OwlHead
@@ -162,7 +162,22 @@ def test_an_embedded_model_is_kept_by_name(tmp_path: Path):
     assert config["base"] == {"name": "tiny", "sha256": load("tiny").sha256}
     again = load(tmp_path / "t")
     assert bits(again.detector) == bits(made.detector) != bits(load("tiny").detector)
-    assert again.speaker is not None and bits(load("tiny").encoder) == before
+    assert again.speaker is not None and again.world is made.world is not None and bits(load("tiny").encoder) == before
+
+
+@pytest.mark.parametrize("part", ["detector", "segmenter"])
+def test_the_settings_of_a_head_build_another_like_it(part: str):
+    head = getattr(load("tiny"), part)
+    kind, settings = described(head)
+    other = KINDS[kind].module(**settings)
+    assert described(other) == (kind, settings)
+    assert {k: v.shape for k, v in other.state_dict().items()} == {k: v.shape for k, v in head.state_dict().items()}
+
+
+def test_workers_and_mixed_precision_train_too(clip: Path):
+    chosen = {"head": "segment", "steps": 3, "batch": 2}
+    alone, helped, mixed = (fit(clip, pairs(4), **chosen, **more) for more in ({}, {"workers": 2}, {"bf16": True}))
+    assert bits(helped.segmenter) == bits(alone.segmenter) != bits(mixed.segmenter)
 
 
 def test_an_encoder_without_words_is_refused(tmp_path: Path):

@@ -16,9 +16,9 @@ from mm.training.losses import detect_loss, focal, matched, segment_loss
 
 
 def batch(owner: list[int], label: list[int], boxes: list[list[float]], unsure: Tensor) -> HeadBatch:
-    empty = torch.zeros(0, dtype=torch.long)
+    owners, labels, empty = (torch.tensor(values, dtype=torch.long) for values in (owner, label, []))
     return HeadBatch(
-        torch.zeros(len(unsure), 3, 8, 8), torch.arange(unsure.shape[1]), torch.tensor(owner).long(), torch.tensor(label).long(),
+        torch.zeros(len(unsure), 3, 8, 8), torch.arange(unsure.shape[1]), owners, labels,
         torch.tensor(boxes).reshape(-1, 4), unsure, empty, empty, torch.zeros(0, 1, 1), torch.zeros(0, 3, 1, 1), 0, (),
     )  # fmt: skip
 

@@ -17,6 +17,7 @@ from mm.encoders.text import Canonical, TextRules, TextSpec, fast_rules
 from mm.encoders.transformers_weights import refusing
 from mm.errors import CheckpointError, MissingExtraError, nearest
 from mm.geometry import Resample
+from mm.padding import squared
 
 _RESAMPLE: dict[int, Resample] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 
@@ -24,6 +25,7 @@ _RESAMPLE: dict[int, Resample] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: 
 _HABITS: dict[str, tuple[bool, bool]] = {
     "CLIP": (False, True),
     "Bit": (False, True),
+    "Llava": (False, True),
     "Siglip": (False, False),
     "Siglip2": (False, False),
     "ViT": (True, False),
@@ -52,9 +54,10 @@ def read_preprocessing(folder: Path) -> Preprocessing:
     canvas = _processor(said) == "Owlv2"
     if canvas and said.get("do_pad") is not True:
         raise CheckpointError(f"{file}: do_pad={said.get('do_pad')!r} of an Owlv2 processor; expected true")
+    square = _processor(said) == "Llava" and said.get("do_pad") is True
     for key, value in said.items():
         off = value is None or (value is False and key.startswith("do_"))
-        if key not in _READ | _IGNORED and not off and not (canvas and key == "do_pad"):
+        if key not in _READ | _IGNORED and not off and not ((canvas or square) and key == "do_pad"):
             raise CheckpointError(f"{file}: {key}={value!r} is not understood.{nearest(key, _READ)}")
     mean, std = _normalisation(file, said)
     if said.get("do_resize", True) is not True:
@@ -70,7 +73,8 @@ def read_preprocessing(folder: Path) -> Preprocessing:
         patch, most = (_positive(file, key, _given(file, said, key)) for key in ("patch_size", "max_num_patches"))
         side = int(most**0.5) * patch
         return Preprocessing((side, side), "patches", resample, mean, std, None, "floor", (0, 0, 0), patch, most)
-    return _framed(file, said, resample, mean, std)
+    framed = _framed(file, said, resample, mean, std)
+    return squared(framed) if square else framed
 
 
 def _processor_file(folder: Path) -> tuple[str, dict[str, Any]]:

@@ -178,7 +178,7 @@ def add_matter(folder: Path, head: nn.Module, config: ClipMatConfig, out: Path) 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder of checkpoints and logs")
-    parser.add_argument("--steps", type=int, default=4000, help="of --batch scenes each (default %(default)s)")
+    parser.add_argument("--steps", type=int, default=3000, help="of --batch scenes each (default %(default)s)")
     parser.add_argument("--batch", type=int, default=16, help="scenes a step (default %(default)s)")
     parser.add_argument("--asks", type=int, help="questions a step (default: one a scene)")
     parser.add_argument("--init", metavar="MODEL", default="tiny", help="name or folder (default %(default)s)")

@@ -43,7 +43,7 @@ class CocoFolder:
         self._categories = dataset["categories"]
         self._names = {key: _file_name(image) for key, image in self._images.items()}
         self._home = _home(self._file, list(self._names.values()))
-        self._digest = hashlib.sha256(data)
+        self._content = hashlib.sha256(data).hexdigest()
         found = [label for shown in self._truth.pictures.values() for label in _things(shown)[0]]
         self.labels = tuple(label for label in self._truth.labels if label in {*found})
         for label in self.labels:
@@ -78,7 +78,7 @@ class CocoFolder:
 
     def digest(self) -> str:
         """Of the JSON file, and of the names and sizes of the pictures."""
-        running = self._digest.copy()
+        running = hashlib.sha256(self._content.encode())
         for key in self._ids:
             path = self._home / self._names[key]
             running.update(f"{self._names[key]} {path.stat().st_size if path.is_file() else -1}\n".encode())

@@ -59,6 +59,8 @@ def held_out(examples: Examples, share: float, seed: int) -> tuple[Examples, Exa
     """
     if isinstance(share, bool) or not 0 < share < 1:
         raise InputError(f"validation: expected a share between 0 and 1, or a data set, got {share!r}")
+    if examples.things is None:
+        raise InputError('validation: scenes are drawn without end; say validation="scenes:100" for others than these')
     order = np.random.default_rng((seed, 17)).permutation(len(examples))
     count = round(share * len(examples))
     if not 0 < count < len(examples):

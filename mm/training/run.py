@@ -16,7 +16,7 @@ from mm.errors import CheckpointError, InputError, ResourceLimitError
 from mm.recipes.fit import Checkpoint, append_row
 from mm.training.chance import chance_state, restore_chance
 
-_FREE = ("save_every", "validation")  # may differ when a run goes on: they change no weight
+_FREE = ("save_every", "validation", "workers")  # may differ when a run goes on: they change no weight
 
 
 class Run:

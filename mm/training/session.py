@@ -14,7 +14,7 @@ from mm.joined import Joined, TextCache
 from mm.recipes.fit import adamw, run_steps
 from mm.training.batches import HeadBatch, HeadBatches, Rules
 from mm.training.checks import check_step, check_targets, frozen_digest
-from mm.training.examples import Examples
+from mm.training.examples import Examples, Scenes
 from mm.training.heads import HeadTraining
 from mm.training.interrupt import Interrupted, Stop, stop_on_signal
 from mm.training.run import Run
@@ -98,7 +98,9 @@ class Session:
         assert isinstance(joined.encoder, nn.Module)
         if self.training.encoder_trained:
             joined.encoder.requires_grad_(False)
-        return replace(joined, texts=TextCache(), **{self.training.kind.part: head.eval().requires_grad_(False)})
+        world = joined.world if isinstance(self.shown, Scenes) else None  # its warning is of pictures unlike scenes
+        made = {self.training.kind.part: head.eval().requires_grad_(False), "world": world}
+        return replace(joined, texts=TextCache(), **made)
 
 
 @dataclass
