@@ -26,19 +26,21 @@ class CocoTruth:
 
     file: the JSON file. images: the folder of the pictures; by default the first of the file's own folder, `images/`
     beside it, and the folders that COCO itself uses, which has one of them. lvis: the file says how frequent each
-    category is and what each picture was looked through for.
+    category is and what each picture was looked through for. masks: they are what counts, so that each thing needs one.
 
     Raises:
         InputError: no such file, it is malformed (the message names the entry) or holds nothing to be found, or none
             of its pictures is there.
     """
 
-    def __init__(self, file: Path, *, images: Path | None = None, lvis: bool = False) -> None:
-        dataset = _parsed(file)
+    def __init__(self, file: Path, *, images: Path | None = None, lvis: bool = False, masks: bool = False) -> None:
+        dataset = _spaced(_parsed(file))
+        self._truth = truth_from_coco(dataset)
         if lvis:
             _check_lvis(dataset)
-        self._categories = [_spaced(category) for category in dataset.get("categories", ())]
-        self._truth = truth_from_coco({**dataset, "categories": self._categories})
+        if masks:
+            _check_each("annotations", dataset, "segmentation")
+        self._categories = dataset["categories"]
         self.keys = tuple(self._truth.pictures)
         self.labels = self._truth.labels
         if not dataset["annotations"]:
@@ -73,13 +75,14 @@ class CocoTruth:
             raise ImageInputError(f"{name}: the data set says {said}, the upright picture is {picture.size_hw}")
         return picture
 
-    def masks(self, key: int) -> dict[str, np.ndarray]:
-        """bool[H, W] by label: all of its things together, crowds too.
+    def masks(self, key: int, size_hw: tuple[int, int]) -> dict[str, np.ndarray]:
+        """bool[H, W] by label: all of its things together, crowds too. size_hw: of the picture.
 
         Raises:
-            InputError: an annotation of the picture has no mask, or a malformed one.
+            InputError: an annotation of the picture has a malformed mask, or one of another size.
         """
-        part = {"images": [self._images[key]], "annotations": self._annotations[key], "categories": self._categories}
+        image = {**self._images[key], "height": size_hw[0], "width": size_hw[1]}
+        part = {"images": [image], "annotations": self._annotations[key], "categories": self._categories}
         found = segmentation_from_coco(part, key)
         together: dict[str, np.ndarray] = {}
         for mask, label in zip(found.masks, found.labels, strict=True):
@@ -101,7 +104,15 @@ def _parsed(file: Path) -> Mapping[str, Any]:
     return value
 
 
-def _spaced(category: Any) -> Any:
+def _spaced(dataset: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The data set with spaces for underscores in the names of its categories; what is malformed stays so."""
+    categories = dataset.get("categories")
+    if not isinstance(categories, list):
+        return dataset
+    return {**dataset, "categories": [_spaced_name(category) for category in categories]}
+
+
+def _spaced_name(category: Any) -> Any:
     if isinstance(category, dict) and isinstance(category.get("name"), str):
         return {**category, "name": category["name"].replace("_", " ")}
     return category
@@ -109,12 +120,16 @@ def _spaced(category: Any) -> Any:
 
 def _check_lvis(dataset: Mapping[str, Any]) -> None:
     """Without these, a false box would not count, or no label would have a frequency."""
-    for part, key in (("images", "neg_category_ids"), ("categories", "frequency")):
-        for place, entry in enumerate(entry_of("dataset", dataset, part)):
-            entry_of(f"{part}[{place}]", entry, key)
-    for place, annotation in enumerate(entry_of("dataset", dataset, "annotations")):
-        if isinstance(annotation, dict) and annotation.get("iscrowd", 0):
+    _check_each("images", dataset, "neg_category_ids")
+    _check_each("categories", dataset, "frequency")
+    for place, annotation in enumerate(dataset["annotations"]):
+        if annotation.get("iscrowd", 0):
             raise InputError(f"annotations[{place}]: expected a single thing, got a crowd, which LVIS does not have")
+
+
+def _check_each(part: str, dataset: Mapping[str, Any], key: str) -> None:
+    for place, entry in enumerate(dataset[part]):
+        entry_of(f"{part}[{place}]", entry, key)
 
 
 def _file_name(image: Mapping[str, Any]) -> str:

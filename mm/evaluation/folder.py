@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -31,14 +30,14 @@ class GreyFolder:
                 said = home.name if part == home else f"{home.name}/{part.name}"
                 raise InputError(f"no folder {said!r}; expected {home.name}/images and {home.name}/{kind}")
         self._pictures = _by_stem(home / "images")
-        homes = {label: home / kind} if label else _label_folders(home / kind)
+        homes = _label_folders(home / kind) if label is None else {label: home / kind}
         self.labels = check_labels(homes).unique if homes else ()
         self._truths: dict[str, dict[str, Path]] = {}
         for name, folder in zip(self.labels, homes.values(), strict=True):
-            for path in sorted(folder.glob("*.png")):
+            for path in sorted(path for path in folder.iterdir() if path.suffix.lower() == ".png"):
                 self._truths.setdefault(path.stem, {})[name] = path
         if not self._truths:
-            expected = f"PNGs in {kind}/" if label else f"PNGs in {kind}/LABEL/, or PNGs in {kind}/ and --label"
+            expected = f"PNGs in {kind}/" if label is not None else f"PNGs in {kind}/LABEL/, or PNGs in {kind}/ and --label"
             raise InputError(f"{home.name}: nothing to compare with; expected {expected}")
         self.keys = tuple(sorted(self._truths))
 
@@ -53,22 +52,21 @@ class GreyFolder:
             raise ImageInputError(f"{key}: there is a truth, but no picture of that name in images/")
         return open_image(self._pictures[key], name=self._pictures[key].name)
 
-    def alphas(self, key: str) -> dict[str, np.ndarray]:
-        """float32[H, W] in 0..1 by label.
+    def alphas(self, key: str, size_hw: tuple[int, int]) -> dict[str, np.ndarray]:
+        """float32[H, W] in 0..1 by label. size_hw: of the picture.
 
         Raises:
             ImageInputError: a truth cannot be read, is not grey, or is not of the size of its picture.
         """
-        size_hw = self.picture(key).size_hw
         return {label: _grey(path, size_hw) for label, path in self._truths[key].items()}
 
-    def masks(self, key: str) -> dict[str, np.ndarray]:
-        """bool[H, W] by label: true from half white.
+    def masks(self, key: str, size_hw: tuple[int, int]) -> dict[str, np.ndarray]:
+        """bool[H, W] by label: true from half white. size_hw: of the picture.
 
         Raises:
             ImageInputError: as `alphas`, or a mask numbers its things instead of being black and white.
         """
-        alphas = self.alphas(key)
+        alphas = self.alphas(key, size_hw)
         for label, alpha in alphas.items():
             if 0 < alpha.max() < 0.5:
                 top = round(255 * float(alpha.max()))
@@ -89,16 +87,12 @@ def _by_stem(folder: Path) -> dict[str, Path]:
 
 def _label_folders(folder: Path) -> dict[str, Path]:
     homes: dict[str, Path] = {}
-    for path in _folders(folder):
-        name = path.name.replace("_", " ")
+    for path in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
+        name = " ".join(path.name.replace("_", " ").split())
         if name in homes:
             raise InputError(f"{folder.name}/{path.name}: expected a label of its own, beside {homes[name].name}")
         homes[name] = path
     return homes
-
-
-def _folders(folder: Path) -> Iterable[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
 def _grey(path: Path, size_hw: tuple[int, int]) -> np.ndarray:

@@ -17,7 +17,7 @@ from mm.images import Picture
 from mm.joined import Joined
 from mm.metrics.detection import DetectionScore
 from mm.metrics.lvis import LvisScore
-from mm.metrics.matting import MattingScore, matting_figures
+from mm.metrics.matting import MattingScore
 from mm.metrics.segmentation import MaskScore, mask_iou
 from mm.metrics.truth import BoxTruth
 from mm.tasks.detect import detect
@@ -98,7 +98,8 @@ class SegmentTrial:
         return self.data.name(key)
 
     def read(self, key: Any) -> tuple[Picture, dict[str, np.ndarray]]:
-        return self.data.picture(key), self.data.masks(key)
+        picture = self.data.picture(key)
+        return picture, self.data.masks(key, picture.size_hw)
 
     def score(self, picture: Picture, truth: dict[str, np.ndarray]) -> list[Mark]:
         marks = []
@@ -142,7 +143,8 @@ class MatteTrial:
         return self.data.name(key)
 
     def read(self, key: str) -> tuple[Picture, dict[str, np.ndarray]]:
-        return self.data.picture(key), self.data.alphas(key)
+        picture = self.data.picture(key)
+        return picture, self.data.alphas(key, picture.size_hw)
 
     def score(self, picture: Picture, truth: dict[str, np.ndarray]) -> list[Mark]:
         marks = []
@@ -150,8 +152,8 @@ class MatteTrial:
             found = self._found(picture, label).alpha
             for total in (self._total, self._by_label.setdefault(label, MattingScore())):
                 total.add(found, alpha)
-            figures = matting_figures(found, alpha)
-            marks.append(Mark(figures["MAD"], {name: figures[name] for name in ("SAD", "MAD")}, label))
+            apart = float(np.abs(found - alpha).mean(dtype=np.float64))
+            marks.append(Mark(apart, {"MAD": apart}, label))
         return marks
 
     def _found(self, picture: Picture, label: str) -> Matte:
@@ -170,5 +172,5 @@ class MatteTrial:
 
 def _mattes(score: MattingScore) -> dict[str, Any]:
     """One picture may be asked for several labels, so that what is counted are mattes."""
-    figures = dict(score.figures())
-    return {**figures, "mattes": figures.pop("pictures")} if "pictures" in figures else figures
+    figures = score.figures()
+    return {("mattes" if name == "pictures" else name): value for name, value in figures.items()}
