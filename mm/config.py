@@ -34,7 +34,7 @@ def check_config(config: Mapping[str, Any], name: str, shapes: Mapping[str, tupl
         CheckpointError: the message names the file and the key.
     """
     longest = max((side for shape in shapes.values() for side in shape), default=0)
-    placed = any("position_embedding" in key or "embed_positions" in key for key in shapes)
+    placed = any(("position_embedding" in key or "embed_positions" in key) and "vision" not in key for key in shapes)
     for key, value in _entries(config):
         if key in _CODE and value:
             raise CheckpointError(f"{name}: {key} asks to run code that came with the weights; that is never done")

@@ -13,7 +13,7 @@ from typing import Literal
 
 from mm.errors import CheckpointError, InputError, nearest
 from mm.paths import is_device, plain_name
-from mm.zoo import MODELS, reference
+from mm.zoo import MODELS, PHOTO_NAME, no_photo, reference
 
 Kind = Literal["embedded", "folder", "hub", "open_clip", "timm"]
 
@@ -56,6 +56,8 @@ def parse(name: str | os.PathLike[str]) -> Reference:
     if name in MODELS:
         source = reference(name)
         return parse(source) if source else Reference("embedded", name)
+    if name == PHOTO_NAME:
+        raise no_photo()
     scheme, colon, rest = name.partition(":")
     if colon and scheme in _SCHEMES:
         return {"hf": _hub, "open_clip": _open_clip, "timm": _timm}[scheme](rest)

@@ -75,7 +75,8 @@ class Prompt:
 class Prompts(Protocol):
     """How one decoder is asked. `style` is its name in a saved model."""
 
-    style: str
+    @property
+    def style(self) -> str: ...
 
     def __call__(self, turns: Sequence[Turn]) -> Prompt: ...
 

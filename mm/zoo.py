@@ -214,6 +214,30 @@ def _entries() -> list[Entry]:
 
 MODELS: dict[str, Entry] = {entry.name: entry for entry in _entries()}
 
+PHOTO_NAME = "photo"
+
+# What `photo` stands for, task by task: published for photographs, and of a size that a laptop runs.
+PHOTO: dict[str, str] = {
+    "detect": "owlv2-base-patch16-ensemble",
+    "segment": "clipseg-rd64-refined",
+    "matte": "clipseg-rd64-refined",
+    "classify": "siglip2-base-patch16-224",
+    "embed": "siglip2-base-patch16-224",
+}
+
+# What settles the edges of the mattes that the segmentation of `photo` finds.
+PHOTO_MATTER = Entry(
+    name="vitmatte-small-composition-1k", tasks=("matte",), architecture="ViTMatte-S", parameters=25.8, input="any",
+    embedding=384, licence=_ASK_THE_CARD, reference="hf:hustvl/vitmatte-small-composition-1k",
+)  # fmt: skip
+
+
+def no_photo(task: str = "a call without a task, caption, ask and encode") -> CheckpointError:
+    """The error of one who asks `photo` where it stands for no model."""
+    known = ", ".join(f"{each} ({name})" for each, name in PHOTO.items())
+    return CheckpointError(f"no model {PHOTO_NAME!r} for {task}; it stands for one model in each of: {known}")
+
+
 EMBEDDED = Path(__file__).resolve().parent / "weights"
 
 

@@ -12,6 +12,7 @@ from mm.errors import TextInputError
 from mm.joined import Joined
 from mm.labels import check_labels
 from mm.limits import DEFAULT_LIMITS, Limits
+from mm.photo import for_task
 from mm.tasks.each import Cache, Model, OnError, cut_warnings, each, source
 from mm.templates import AS_IS, PHOTO, chosen
 from mm.types import Classification
@@ -43,6 +44,7 @@ def classify(
     """
     asked = check_labels(labels, limits)
     chosen(templates, AS_IS)  # refused before any work
+    model = for_task(model, "classify")
 
     @torch.inference_mode()
     def work(joined: Joined, encoded: list[Encoded]) -> list[Classification]:

@@ -15,6 +15,7 @@ from mm.heads.owlvit import OwlHead
 from mm.joined import Joined
 from mm.labels import Labels, check_labels
 from mm.limits import DEFAULT_LIMITS, Limits
+from mm.photo import for_task
 from mm.tasks.each import Cache, Model, OnError, cut_warnings, each, source, unit
 from mm.tasks.encode import encode
 from mm.types import Detections
@@ -57,6 +58,7 @@ def detect(
     asked = check_labels("example" if labels is None else labels, limits)
     least, overlap = unit("threshold", threshold), None if nms is None else unit("nms", nms)
     everything = scores == "all"
+    model = for_task(model, "detect")
     example = None if like is None else encode(like, model=model, cache=cache, limits=limits, allow_urls=allow_urls)
 
     def work(joined: Joined, encoded: list[Encoded]) -> list[Detections]:

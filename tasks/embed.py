@@ -13,6 +13,7 @@ from mm.joined import Joined
 from mm.labels import check_text
 from mm.limits import DEFAULT_LIMITS, Limits
 from mm.loading import as_model
+from mm.photo import for_task
 from mm.tasks.each import Cache, Model, cut_warnings, each, provenance, source
 from mm.types import Embeddings
 
@@ -36,6 +37,7 @@ def embed(
     Raises:
         TextInputError, ImageInputError: an item cannot be used. InputError: kinds are mixed, or nothing is given.
     """
+    model = for_task(model, "embed")
     many = list(items) if isinstance(items, (list, tuple)) else [items]
     if not many:
         raise InputError("embed: expected at least one picture or text, got none")

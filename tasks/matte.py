@@ -19,6 +19,7 @@ from mm.joined import Joined
 from mm.labels import check_text
 from mm.limits import DEFAULT_LIMITS, Limits
 from mm.matting import foreground_of, trimap_of
+from mm.photo import for_matte
 from mm.tasks.each import Model, OnError, cut_warnings, each, source
 from mm.tasks.segment import segment
 from mm.types import Matte
@@ -46,7 +47,8 @@ def matte(
 
     method: `clipmat` asks the model's own matting head, which reads the words and the pixels; its edges are as fine
     as the model's input. `trimap` goes from coarse to fine, for photographs: a segmentation finds the subject, what it
-    doubts becomes the unknown of a trimap, and a ViTMatte checkpoint settles that at the picture's full size.
+    doubts becomes the unknown of a trimap, and a ViTMatte checkpoint settles that at the picture's full size. The model
+    `photo` always takes this way, with a checkpoint of its own where `matter` gives none.
     segmenter: the model of the segmentation, of `trimap` alone; None: `model`.
     matter: the ViTMatte checkpoint, of `trimap` alone: a folder, a hub id, or one that `load_vitmatte` gave.
     tile: pixels; `trimap` reads a larger picture in overlapping squares of this side, a multiple of 32.
@@ -61,6 +63,7 @@ def matte(
     if method not in get_args(Method):
         known = get_args(Method)
         raise InputError(f"method: expected one of {', '.join(known)}, got {method!r}.{nearest(str(method), known)}")
+    model, method, matter = for_matte(model, method, matter)
     given = [encoded] if isinstance(encoded, Encoded) else encoded
     one = _by_head(asked, segmenter, matter) if method == "clipmat" else _by_trimap(asked, matter, tile)
 

@@ -17,6 +17,7 @@ from mm.images import Picture
 from mm.joined import Joined
 from mm.labels import Labels, check_labels
 from mm.limits import DEFAULT_LIMITS, Limits
+from mm.photo import for_task
 from mm.tasks.each import Cache, Model, OnError, cut_warnings, each, source, unit
 from mm.tasks.encode import encode
 from mm.tiles import Tile, blended, tiles
@@ -56,6 +57,7 @@ def segment(
         raise InputError(f"tile: expected a whole number of pixels from 32, got {tile!r}")
     asked = check_labels("example" if labels is None else labels, limits)
     least = unit("threshold", threshold)
+    model = for_task(model, "segment")
     example = None if like is None else encode(like, model=model, cache=cache, limits=limits, allow_urls=allow_urls)
 
     def work(joined: Joined, encoded: list[Encoded]) -> list[Segmentation]:

@@ -21,12 +21,13 @@ def models(json: Annotated[bool, typer.Option("--json", help="One JSON object pe
     mm models --json
     """
     from mm.cli import render
-    from mm.zoo import MODELS
+    from mm.zoo import MODELS, PHOTO, PHOTO_MATTER
 
     entries = MODELS.values()
+    photo = {entry.name: [task for task, name in PHOTO.items() if name == entry.name] for entry in entries}
     if json:
         for entry in entries:
-            facts = {"research_only": entry.research_only, "checked": entry.checked}
+            facts = {"research_only": entry.research_only, "checked": entry.checked, "photo": photo[entry.name]}
             typer.echo(json_format.dumps(asdict(entry) | facts))
         return
     rows = [
@@ -39,11 +40,16 @@ def models(json: Annotated[bool, typer.Option("--json", help="One JSON object pe
             "top-1": "" if entry.top1 is None else f"{entry.top1:.1f}",
             "licence": entry.licence + "*" * entry.research_only,
             "checked": "yes" if entry.checked else "no",
-            "note": entry.note,
+            "note": entry.note or _photo_note(photo[entry.name], PHOTO_MATTER.name),
         }
         for entry in entries
     ]
     typer.echo(render.table(rows))
+
+
+def _photo_note(tasks: list[str], matter: str) -> str:
+    said = (f"{task}, with {matter}" if task == "matte" else task for task in tasks)
+    return f"photo: {'; '.join(said)}" if tasks else ""
 
 
 def doctor(

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from mm.cli import about, exporting, fit, measure, parity, pictures
+from mm.cli import about, datasets, exporting, fit, measure, parity, pictures
 from mm.version import __version__
 
 app = typer.Typer(
@@ -63,6 +63,8 @@ for command in (
 ):
     app.command()(command)
 app.add_typer(measure.benchmarks, name="bench")
+for command in (datasets.detect, datasets.segment, datasets.matte):
+    measure.evaluation.command()(command)
 app.add_typer(measure.evaluation, name="eval")
 
 

@@ -37,7 +37,9 @@ class GreyFolder:
             for path in sorted(path for path in folder.iterdir() if path.suffix.lower() == ".png"):
                 self._truths.setdefault(path.stem, {})[name] = path
         if not self._truths:
-            expected = f"PNGs in {kind}/" if label is not None else f"PNGs in {kind}/LABEL/, or PNGs in {kind}/ and --label"
+            expected = (
+                f"PNGs in {kind}/" if label is not None else f"PNGs in {kind}/LABEL/, or PNGs in {kind}/ and --label"
+            )
             raise InputError(f"{home.name}: nothing to compare with; expected {expected}")
         self.keys = tuple(sorted(self._truths))
 

@@ -18,6 +18,7 @@ from mm.errors import CheckpointError, InputError
 from mm.generate import generate
 from mm.images import open_image
 from mm.prompts import Prompt, asked
+from mm.writing import whole_text
 from tests.parity.llava_folders import CHATML, IMAGE, VICUNA, processor, reference, saved
 
 QUESTION = "what is this thing, and how many are there?"
@@ -99,7 +100,7 @@ def test_several_pictures_and_earlier_turns_are_the_reference_s(case: tuple[Any,
         [shown[1], shown[2], "and these two?"], model=ours, examples=[(shown[0], "what is it?", "a red car")],
         max_new_tokens=NEW,
     )  # fmt: skip
-    assert said.text == ours.speaker.decoder.text(written) and said.tokens == len(written)
+    assert said.text == whole_text(ours.speaker.decoder, written) and said.tokens == len(written)
 
 
 # One folder is enough for what follows.
