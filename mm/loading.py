@@ -30,7 +30,7 @@ from mm.world import World
 from mm.zoo import MODELS
 
 _Key = tuple[Path | str | None, ...]
-_loaded: dict[_Key, Joined] = {}
+_loaded: dict[_Key, tuple[int, Joined]] = {}  # with when its files were written last
 _locks: dict[_Key, threading.Lock] = {}
 _guard = threading.Lock()
 
@@ -59,9 +59,15 @@ def load(
     with _guard:
         lock = _locks.setdefault(key, threading.Lock())
     with lock:
-        if key not in _loaded:
-            _loaded[key] = _load(os.fspath(name), found, dtype, pad).to(at)
-        return _loaded[key]
+        written = _written(found.folder)
+        if key not in _loaded or _loaded[key][0] != written:
+            _loaded[key] = (written, _load(os.fspath(name), found, dtype, pad).to(at))
+        return _loaded[key][1]
+
+
+def _written(folder: Path) -> int:
+    """Nanoseconds: a folder that was trained on or exported again is another model."""
+    return max(path.stat().st_mtime_ns for path in (folder, *folder.iterdir()))
 
 
 def as_model(model: str | os.PathLike[str] | Joined) -> Joined:

@@ -1,4 +1,4 @@
-"""`model="photo"`: for each task the published checkpoint that suits photographs, fetched when it is first asked for."""
+"""`model="photo"`: for each task the published checkpoint that suits photographs, fetched at its first use."""
 
 from __future__ import annotations
 

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from mm.encoded import Encoded, stacked
-from mm.errors import TextInputError
 from mm.joined import Joined
 from mm.labels import check_labels
 from mm.limits import DEFAULT_LIMITS, Limits

@@ -23,7 +23,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "mamba": _STATE,
     "mamba2": _STATE | {"num_heads": 8, "head_dim": 8, "n_groups": 2, "chunk_size": 4},
     "rwkv": _SHAPE | {"attention_hidden_size": WIDTH, "context_length": 96},
-    "jamba": _LLAMA | {"num_hidden_layers": 4, "attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 2,
+    "jamba": _LLAMA | {"attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 2,
                        "expert_layer_period": 2, "mamba_d_state": 8, "mamba_dt_rank": 4, "use_mamba_kernels": False},
 }  # fmt: skip
 RECURRENT = {"mamba", "mamba2", "rwkv", "jamba"}

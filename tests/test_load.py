@@ -251,3 +251,11 @@ def test_a_weight_that_no_part_asked_for_is_named(copy: Path) -> None:
     save_file(weights | {"stranger.weight": torch.ones(1)}, copy / "joined.safetensors")
     with pytest.raises(CheckpointError, match=r"stranger\.weight"):
         load(str(copy))
+
+
+def test_a_folder_that_was_written_again_is_read_again(copy: Path) -> None:
+    first = load(str(copy))
+    assert load(str(copy)) is first
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"revision": "another"}))
+    assert load(str(copy)).revision == "another"

@@ -33,32 +33,31 @@ def stranger() -> Decoder:
     return build("llama", seed=99, num_hidden_layers=1)
 
 
-def plain(decoder: Decoder, prefix: Any, prompt: list[int] = PROMPT, count: int = 20, **how: Any) -> list[int]:
+def plain(decoder: Decoder, prefix: Any, prompt: list[int] = PROMPT, count: int = 12, **how: Any) -> list[int]:
     *_, (row,) = generate(decoder, prefix, prompt, max_new_tokens=count, **how)
     return row.ids
 
 
-def drafted(decoder: Decoder, prefix: Any, draft: Draft | Lookup, count: int = 20, **how: Any) -> DraftedRow:
+def drafted(decoder: Decoder, prefix: Any, draft: Draft | Lookup, count: int = 12, **how: Any) -> DraftedRow:
     *_, (row,) = generate_speculatively(decoder, prefix, PROMPT, draft=draft, max_new_tokens=count, **how)
     assert row.stats.tokens == len(row.ids) + (row.finish_reason == "stop" and not how.get("stop"))
     return row
 
 
-@pytest.mark.parametrize("at_once", [1, 4])
-@pytest.mark.parametrize("kind", ["stranger", "blind", "sighted", "lookup"])
-def test_the_answer_is_the_greedy_one(decoder: Decoder, stranger: Decoder, kind: str, at_once: int) -> None:
-    near = blurred(decoder, 0.1)
+def test_the_answer_is_the_greedy_one(decoder: Decoder, stranger: Decoder) -> None:
+    near, prefix = blurred(decoder, 0.1), picture(decoder)
     drafts = {
-        "stranger": Draft(stranger),
-        "blind": Draft(near),
-        "sighted": Draft(near, picture(near)),
-        "lookup": Lookup(),
+        "stranger": (Draft(stranger), 1),
+        "blind": (Draft(near), 3),
+        "sighted": (Draft(near, picture(near)), 3),
+        "lookup": (Lookup(), 4),
     }
-    for prefix in (None, picture(decoder)):
-        expected = plain(decoder, prefix)
-        row = drafted(decoder, prefix, drafts[kind], tokens_per_step=at_once)
-        assert row.ids == expected and len(set(expected)) > 1
-        assert row.finish_reason == ("stop" if len(expected) < 20 else "length")
+    expected = plain(decoder, prefix)
+    assert len(set(expected)) > 1
+    for name, (draft, at_once) in drafts.items():
+        row = drafted(decoder, prefix, draft, tokens_per_step=at_once)
+        assert row.ids == expected, name
+        assert row.finish_reason == ("stop" if len(expected) < 12 else "length")
 
 
 def test_a_draft_equal_to_the_decoder_is_always_right(decoder: Decoder) -> None:
@@ -71,25 +70,23 @@ def test_a_draft_equal_to_the_decoder_is_always_right(decoder: Decoder) -> None:
 def test_a_wrong_guess_costs_a_recurrent_decoder_a_second_reading(
     family: str, decoder: Decoder, stranger: Decoder
 ) -> None:
-    stats = drafted(decoder, None, Draft(stranger), 12).stats
-    steps = list(generate_speculatively(decoder, None, PROMPT, draft=Draft(stranger), max_new_tokens=12))
+    steps = list(generate_speculatively(decoder, None, PROMPT, draft=Draft(stranger), max_new_tokens=6))
+    stats = steps[-1][0].stats
     assert stats.acceptance < 0.5
     assert (stats.forwards > len(steps)) if family in RECURRENT else (stats.forwards == len(steps))
 
 
-def test_a_draft_of_another_family_guesses_too(decoder: Decoder) -> None:
-    llama = build("llama", seed=5)
-    assert drafted(llama, picture(llama), Draft(decoder, picture(decoder))).ids == plain(llama, picture(llama))
-
-
-def test_a_penalty_is_kept(decoder: Decoder) -> None:
+def test_a_penalty_is_kept() -> None:
+    decoder = build("qwen2", seed=5)
     how = Sampling(repetition_penalty=1.5)
     expected = plain(decoder, None, sampling=how)
     assert expected != plain(decoder, None)
     assert drafted(decoder, None, Draft(blurred(decoder, 0.1)), sampling=how).ids == expected
 
 
-def test_four_rows_at_their_own_pace_answer_as_each_alone(decoder: Decoder) -> None:
+@pytest.mark.parametrize("kind", ["llama", "mamba2"])
+def test_four_rows_at_their_own_pace_answer_as_each_alone(kind: str) -> None:
+    decoder = build(kind, seed=len(kind))
     near = blurred(decoder, 0.2)
     prompts = [[1, 26], [1, 27, 28, 29, 30, 31, 13], [1, 30, 13, 26], [1]]
     prefixes = [picture(decoder, length, seed=length) for length in (5, 3, 5, 7)]
@@ -103,7 +100,9 @@ def test_four_rows_at_their_own_pace_answer_as_each_alone(decoder: Decoder) -> N
     assert len({row.stats.accepted for row in together}) > 1
 
 
-def test_prefixes_are_left_as_they_were(decoder: Decoder) -> None:
+@pytest.mark.parametrize("kind", ["llama", "rwkv"])
+def test_prefixes_are_left_as_they_were(kind: str) -> None:
+    decoder = build(kind, seed=len(kind))
     prefix = picture(decoder)
     before = plain(decoder, prefix)
     draft = Draft(blurred(decoder, 0.1), prefix)
@@ -119,7 +118,7 @@ def test_a_draft_that_sees_the_picture_guesses_better_than_a_blind_one() -> None
     accepted = {"sighted": 0, "blind": 0}
     with torch.no_grad():
         its_own.weight.copy_(connector.weight + torch.randn_like(connector.weight) * 0.01)
-        for seed in range(4):
+        for seed in range(2):
             features = torch.randn(1, 8, 6, generator=torch.Generator().manual_seed(seed)) * 3
             prefix = decoder.extend(connector(features))[1]
             for name, draft in (("sighted", Draft(near, near.extend(its_own(features))[1])), ("blind", Draft(near))):

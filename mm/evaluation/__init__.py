@@ -1,1 +1,1 @@
-"""Models against data sets on disk: `detect`, `segment` and `matte` read one, `run` goes through it, `report` says it."""
+"""Models against data sets on disk: `coco` and `folder` read one, `run` walks through it, `report` says it all."""

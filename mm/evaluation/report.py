@@ -13,7 +13,7 @@ from mm.evaluation.coco import CocoTruth
 from mm.evaluation.folder import GreyFolder
 from mm.evaluation.run import Case, Trial, walk
 from mm.evaluation.trials import DetectTrial, MatteTrial, SegmentTrial
-from mm.heads.vitmatte import VitMatte
+from mm.heads.vitmatte import VitMatte, load_vitmatte
 from mm.joined import Joined
 from mm.loading import load
 from mm.photo import for_matte, for_task
@@ -121,8 +121,9 @@ def evaluate_matte(
     truth = GreyFolder(home, "alpha", label=label)
     name, method, matter = for_matte(model, method, matter)
     asked = _model(name, "matte", "matter" if method == "clipmat" else "segmenter", device)
-    if method == "trimap" and matter is None:
-        raise InputError('method="trimap" needs matter=, the folder or hub id of a ViTMatte checkpoint')
+    if matter is not None and not isinstance(matter, VitMatte):
+        matter = load_vitmatte(matter)
+        matter.network.to(device)
     trial = MatteTrial(asked, truth, {"method": method, "matter": matter})
     head = _head("matte", asked, home, form, truth.labels)
     return _outcome(head, trial, limit=limit, worst=worst, progress=progress)
