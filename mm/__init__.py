@@ -6,9 +6,7 @@ imports this file; the inside writes ``from mm.images import ...``.
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from mm.version import __version__
@@ -58,15 +56,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
-
-
-class _Face(ModuleType):
-    """Importing a module `mm.generate` would put it in the place of the function."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name in __all__ and name != "errors" and isinstance(value, ModuleType):
-            return
-        super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Face

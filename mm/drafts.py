@@ -1,4 +1,4 @@
-"""Who guesses the next tokens of an answer: a smaller language model, with eyes of its own or blind, or the text itself.
+"""Who guesses the next tokens of an answer: a smaller language model, sighted or blind, or the text itself.
 
 A guess costs little and may be wrong; `mm.speculative` lets the decoder judge all guesses of a step in one forward.
 """
@@ -16,14 +16,14 @@ from torch import Tensor
 
 from mm.decoders.base import Decoder
 from mm.errors import InputError
-from mm.generate import Request, check_room, prefix_rows
-from mm.kernels.states import StateCache
+from mm.generation import Request, check_room, prefix_rows
 from mm.sampling import Sampling, processed
+from mm.walks import Walk, walking_together
 
 
 @dataclass(frozen=True, eq=False)
 class Draft:
-    """A language model with the vocabulary of the one that answers.
+    """A language model with the vocabulary of the one that answers; it guesses by the sampling of each row.
 
     prefix: what it has read of the picture, through a connector of its own (`Speaker.prefix`): one for all rows, one
         for each, or a list, as `generate` takes them. None: it guesses from the words alone.
@@ -96,57 +96,19 @@ class Draws:
         return int(torch.multinomial(chances, 1, generator=self._random))
 
 
-class Walk:
-    """One row's way through a decoder behind its prefix, which goes back where it has read what did not come true.
-
-    forwards: how often the decoder was run.
-    """
-
-    def __init__(self, decoder: Decoder, prefix: Any, capacity: int) -> None:
-        self.decoder, self.forwards = decoder, 0
-        self._cache = decoder.start(1, capacity) if prefix is None else decoder.fork([prefix], capacity)
-        self._ids: list[int] = []
-        self._sure = 0  # so many of them came true
-
-    def follow(self, tokens: Sequence[int]) -> list[int]:
-        """Forgets what differs from the tokens; which of them, at least the last, are still to be read."""
-        agreed, most = self._sure, min(len(self._ids), len(tokens) - 1)
-        while agreed < most and self._ids[agreed] == tokens[agreed]:
-            agreed += 1
-        if agreed < len(self._ids):
-            self.decoder.crop(self._cache, len(self._ids) - agreed)
-            self.forwards += isinstance(self._cache, StateCache) and bool(self._cache.fed)  # it has read again
-            del self._ids[agreed:]
-        self._sure = agreed
-        return list(tokens[agreed:])
-
-    def mark(self) -> None:
-        """What was read so far will not be forgotten."""
-        if isinstance(self._cache, StateCache):
-            self._cache.mark()
-        self._sure = len(self._ids)
-
-    def read(self, ids: Sequence[int], keep: int = 1) -> Tensor:
-        """float32[keep, V]: the logits behind each of the last `keep` tokens."""
-        logits, _ = self.decoder.extend(self.decoder.embed(torch.tensor([list(ids)])), self._cache, keep=keep)
-        self._ids += ids
-        self.forwards += 1
-        return logits[0]
+# (each row's prompt and answer so far, or None; how many guesses at most; each row's draws) -> the guesses, maybe none
+Guesser = Callable[[Sequence[list[int] | None], Sequence[int], Sequence[Draws]], list[list[Guess]]]
 
 
-# (prompt and answer so far, how many guesses at most, the row's draws) -> the guesses, maybe none
-Guesser = Callable[[list[int], int, Draws], list[Guess]]
-
-
-def guessers(draft: Draft | Lookup, decoder: Decoder, requests: Sequence[Request], answer: int) -> list[Guesser]:
-    """Who guesses for each row of a decoder's answers, of `answer` tokens at most.
+def draft_prefixes(draft: Draft | Lookup, decoder: Decoder, requests: Sequence[Request], answer: int) -> list[Any]:
+    """What the draft of each row begins with, once it is known to fit `answer` tokens of this decoder.
 
     Raises:
         InputError: the draft has another vocabulary, or prefixes for another number of rows.
         ResourceLimitError: prefix, prompt and answer do not fit the draft's context.
     """
     if isinstance(draft, Lookup):
-        return [_LookupRow(draft.longest)] * len(requests)
+        return [None] * len(requests)
     if not isinstance(draft, Draft):
         raise InputError(f"draft: expected a Draft or a Lookup, got {type(draft).__name__}")
     _check_vocabulary(draft.decoder, decoder)
@@ -154,53 +116,71 @@ def guessers(draft: Draft | Lookup, decoder: Decoder, requests: Sequence[Request
     if len(prefixes) not in (1, len(requests)):
         raise InputError(f"draft: expected 1 or {len(requests)} prefixes, one for each row, got {len(prefixes)}")
     prefixes = prefixes * len(requests) if len(prefixes) == 1 else prefixes
-    made: list[Guesser] = []
     for prefix, request in zip(prefixes, requests, strict=True):
-        picture, prompt = prefix.length if prefix is not None else 0, len(request.prompt)
-        check_room(draft.decoder, picture, prompt, answer, "draft")
-        made.append(_DraftRow(Walk(draft.decoder, prefix, picture + prompt + answer), decoder))
-    return made
+        check_room(draft.decoder, prefix.length if prefix is not None else 0, len(request.prompt), answer, "draft")
+    return prefixes
 
 
-class _DraftRow:
-    """A draft that guesses for one row of `decoder`."""
+def guesser(draft: Draft | Lookup, decoder: Decoder, prefixes: Sequence[Any], tokens: int, at_once: int) -> Guesser:
+    """Who guesses for some rows. tokens: of the longest of them, without its prefix."""
+    if isinstance(draft, Lookup):
+        return _Copying(draft.longest)
+    walks = []
+    for rows in walking_together(draft.decoder, prefixes):
+        own = [prefixes[i] for i in rows]
+        begun = max(p.length if p is not None else 0 for p in own)
+        walks.append((rows, Walk(draft.decoder, own, begun + tokens, at_once + 1)))
+    return _Drafting(walks, draft.decoder, decoder)
 
-    def __init__(self, walk: Walk, decoder: Decoder) -> None:
-        self.walk, self.ends = walk, decoder.ends
-        self.shared = min(_width(walk.decoder), _width(decoder))  # the longer table is padded behind the vocabulary
 
-    def __call__(self, tokens: list[int], count: int, draws: Draws) -> list[Guess]:
-        # A guess may be made from anything, so a number that the draft does not have is read as its last.
-        seen = [min(token, self.shared - 1) for token in tokens]
-        logits = self.walk.read(self.walk.follow(seen))
-        self.walk.mark()
-        guesses: list[Guess] = []
-        while True:
-            guess = draws.guess(logits[-1, : self.shared], seen)
-            guesses.append(guess)
-            seen.append(guess.token)
-            if len(guesses) == count or guess.token in self.ends:
-                return guesses
-            logits = self.walk.read([guess.token])
+class _Drafting:
+    """A draft that guesses for the rows of `decoder`; some of them walk together."""
+
+    def __init__(self, walks: list[tuple[list[int], Walk]], draft: Decoder, decoder: Decoder) -> None:
+        self.walks, self.ends = walks, decoder.ends
+        self.shared = min(_width(draft), _width(decoder))  # the longer table is padded behind the vocabulary
+
+    def __call__(
+        self, tokens: Sequence[list[int] | None], most: Sequence[int], draws: Sequence[Draws]
+    ) -> list[list[Guess]]:
+        guesses: list[list[Guess]] = [[] for _ in tokens]
+        for rows, walk in self.walks:
+            # A guess may be made from anything, so a number that the draft does not have is read as its last.
+            seen = {i: [min(t, self.shared - 1) for t in own] for i in rows if (own := tokens[i]) and most[i]}
+            if not seen:
+                continue
+            logits = walk.read(walk.follow([seen.get(i) for i in rows]))
+            walk.mark()
+            growing = set(seen)
+            while growing:
+                for i in growing:
+                    guess = draws[i].guess(logits[rows.index(i), -1, : self.shared], seen[i])
+                    guesses[i].append(guess)
+                    seen[i].append(guess.token)
+                growing = {i for i in growing if len(guesses[i]) < most[i] and seen[i][-1] not in self.ends}
+                if growing:
+                    logits = walk.read([seen[i][-1:] if i in growing else [] for i in rows])
+        return guesses
 
 
 @dataclass(frozen=True)
-class _LookupRow:
+class _Copying:
     longest: int
 
-    def __call__(self, tokens: list[int], count: int, draws: Draws) -> list[Guess]:
+    def __call__(
+        self, tokens: Sequence[list[int] | None], most: Sequence[int], draws: Sequence[Draws]
+    ) -> list[list[Guess]]:
+        return [self._copied(own, count) if own else [] for own, count in zip(tokens, most, strict=True)]
+
+    def _copied(self, tokens: list[int], count: int) -> list[Guess]:
+        """What stood behind the last tokens before; a copy that reaches their end goes on with itself."""
         for length in range(min(self.longest, len(tokens) - 1), 0, -1):
             tail = tokens[-length:]
             for start in range(len(tokens) - length - 1, -1, -1):
                 if tokens[start : start + length] == tail:
-                    return _copied(tokens, start + length, count)
+                    period = tokens[start + length :]
+                    return [Guess(period[i % len(period)]) for i in range(count)]
         return []
-
-
-def _copied(tokens: list[int], start: int, count: int) -> list[Guess]:
-    """What stands from `start` on; a copy that reaches the end of the tokens goes on with what it has copied."""
-    period = tokens[start:]
-    return [Guess(period[i % len(period)]) for i in range(count)]
 
 
 def _width(decoder: Decoder) -> int:

@@ -7,7 +7,6 @@ image tower, the projector and the language model, and a processor.
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from mm.checkpoint import check_folder, fingerprint, load_into, load_weights, read_json
 from mm.connectors.base import Connector, Grid
 from mm.decoders.build import build_decoder
-from mm.decoders.folder import chat_template, language_model, load_tokenizer, prompts_for, read_config
+from mm.decoders.folder import causal_class, chat_template, language_model, load_tokenizer, prompts_for, read_config
 from mm.encoders.base import Encoder, EncoderSpec
 from mm.encoders.build import Dtype
 from mm.encoders.preprocess import Preprocessing
@@ -126,11 +125,9 @@ def _parts(tensors: dict[str, Tensor], name: str) -> dict[str, dict[str, Tensor]
 
 def _language(parts: dict[str, dict[str, Tensor]], config: Any) -> dict[str, Tensor]:
     """By the keys of the class with the language head; the head itself may be the table of embeddings."""
-    from mm.decoders.folder import causal_class
-
     text = config.text_config
     text.tie_word_embeddings = bool(config.tie_word_embeddings)
-    prefix = causal_class(text, "text_config").base_model_prefix  # type: ignore[attr-defined]
+    prefix = causal_class(text, "text_config").base_model_prefix
     body = {f"{prefix}.{key}": value for key, value in parts["language"].items()}
     return body | {f"lm_head.{key}": value for key, value in parts["head"].items()}
 
@@ -190,7 +187,7 @@ def _tower(
 
 def _fast_tower(
     folder: Path, config: Any, tensors: dict[str, Tensor], preprocessing: Preprocessing, view: View, dtype: Dtype
-) -> Encoder:
+) -> Any:
     """FastViT, as timm builds it with what the folder says of its widths and depths."""
     import timm
 
@@ -206,7 +203,7 @@ def _fast_tower(
         preprocessing=preprocessing, text=None, rule=None, width=width, tokens=tokens_in_words(trunk), embedding=width,
         layers=(),
     )  # fmt: skip
-    tower = TimmTower(trunk, dataclasses.replace(spec), labels=True, channels_last=False)
+    tower = TimmTower(trunk, spec, labels=True, channels_last=False)
     return settled(tower, torch_dtype(dtype, tensors), train=False, channels_last=False)
 
 

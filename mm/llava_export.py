@@ -10,7 +10,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from mm.decoders.folder import load_tokenizer
 from mm.encoded import Encoded, encode_pictures
 from mm.encoders.transformers_weights import quiet
 from mm.errors import CheckpointError, InputError
-from mm.generate import generate
+from mm.generation import generate
 from mm.images import open_image
 from mm.joined import Joined
 from mm.llava import Projector
@@ -31,6 +31,7 @@ from mm.saved import write_folder
 from mm.vlm import Speaker
 
 IMAGE = "<image>"
+Strategy = Literal["full", "default"]
 
 _DECODERS = ("llama", "mistral", "qwen2", "qwen3", "mixtral")  # whose head is one matrix and nothing else
 _TOWERS = ("clip_vision_model", "siglip_vision_model", "dinov2", "dinov2_with_registers", "aimv2_vision_model")
@@ -126,7 +127,7 @@ def _tower(encoder: Any) -> Any:
     return found
 
 
-def _features(speaker: Speaker, tower: Any) -> tuple[int | list[int], str]:
+def _features(speaker: Speaker, tower: Any) -> tuple[int | list[int], Strategy]:
     """vision_feature_layer and vision_feature_select_strategy."""
     from mm.encoders.transformers_tower import prefix_tokens
 
@@ -137,7 +138,7 @@ def _features(speaker: Speaker, tower: Any) -> tuple[int | list[int], str]:
     if skip > 1:
         raise _refused(f"its connector leaves out {skip} tokens of the tower, the format one or none")
     layers = [layer if layer < 0 else layer + 1 for layer in view.layers]
-    return layers[0] if len(layers) == 1 else layers, ("full", "default")[skip]
+    return layers[0] if len(layers) == 1 else layers, "default" if skip else "full"
 
 
 def _projector(connector: nn.Module) -> Projector:
@@ -215,7 +216,7 @@ def _without_beginning(tokenizer: Any) -> Any:
 
 
 def _model(
-    speaker: Speaker, tower: Any, projector: Projector, layers: int | list[int], strategy: str, image_token: int
+    speaker: Speaker, tower: Any, projector: Projector, layers: int | list[int], strategy: Strategy, image_token: int
 ) -> Any:
     """The reference's model around the very same modules; the language model grows by the picture's mark."""
     from transformers import LlavaConfig, LlavaForConditionalGeneration
@@ -265,7 +266,7 @@ def _grown(lm: Any, rows: int) -> tuple[Any, nn.Linear]:
     return body, head
 
 
-def _processor(joined: Joined, tower: Any, tokenizer: Any, template: str | None, strategy: str) -> Any:
+def _processor(joined: Joined, tower: Any, tokenizer: Any, template: str | None, strategy: Strategy) -> Any:
     from transformers import LlavaProcessor
 
     from mm.encoders.transformers_tower import prefix_tokens

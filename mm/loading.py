@@ -129,7 +129,7 @@ def _load_joined(name: str, found: Located, dtype: Dtype) -> Joined:
             raise CheckpointError(f"config.json: {key} is missing")
     joined = load_tensors(folder / "joined.safetensors")
     with torch.random.fork_rng(devices=[]):  # building a module draws numbers; the caller's stream is not ours
-        encoder = _joined_encoder(folder, config["encoder"], dtype) or _encoder(folder, config, joined)
+        encoder: Any = _joined_encoder(folder, config["encoder"], dtype) or _encoder(folder, config, joined)
         detector = _head(OwlHead, OwlConfig, config, "detector", joined)
         segmenter = _head(ClipSegStyleHead, ClipSegStyleConfig, config, "segmenter", joined)
         matter = _head(ClipMatHead, ClipMatConfig, config, "matter", joined)

@@ -165,7 +165,7 @@ def decoder_outline(folder: Path) -> DecoderOutline:
         kind = causal_class(config, folder.name)
     except CheckpointError as error:
         raise InputError(f"decoder: {error}") from None
-    if "inputs_embeds" not in inspect.signature(kind.forward).parameters:  # type: ignore[attr-defined]
+    if "inputs_embeds" not in inspect.signature(kind.forward).parameters:
         raise InputError(f"decoder: {config.model_type!r} reads token numbers only, so it cannot read a picture")
     with refusing(folder), torch.device("meta"):
         lm: Any = kind(config)

@@ -28,7 +28,7 @@ class SquarePreprocessing(Preprocessing):
         square[:] = np.array(self.fill, np.uint8)
         top, left = (side - height) // 2, (side - width) // 2
         square[top : top + height, left : left + width] = picture
-        return dataclasses.replace(self._within, fill=(0, 0, 0)).pixels(square)
+        return self._within.pixels(square)
 
     @property
     def _within(self) -> Preprocessing:
@@ -42,5 +42,6 @@ class SquarePreprocessing(Preprocessing):
 def squared(plain: Preprocessing) -> SquarePreprocessing:
     """The same, after padding to a square with the mean colour (LLaVA-1.5's `expand2square`)."""
     red, green, blue = (int(m * 255) for m in plain.mean)
-    values = {field.name: getattr(plain, field.name) for field in dataclasses.fields(Preprocessing)}
-    return SquarePreprocessing(**values | {"fill": (red, green, blue)})
+    values: dict[str, Any] = {field.name: getattr(plain, field.name) for field in dataclasses.fields(Preprocessing)}
+    values["fill"] = (red, green, blue)
+    return SquarePreprocessing(**values)

@@ -14,12 +14,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mm.decoders.base import Decoder
-from mm.drafts import Draft, Draws, Guesser, Lookup, Walk, guessers
+from mm.drafts import Draft, Draws, Guess, Guesser, Lookup, draft_prefixes, guesser
 from mm.errors import InputError
-from mm.generate import Request, Row, cancel_all, open_requests
+from mm.generation import Request, Row, cancel_all, open_requests
 from mm.sampling import GREEDY, Sampling
+from mm.walks import Walk, walking_together
 
 MOST_A_STEP = 64
 
@@ -67,11 +69,11 @@ def generate_speculatively(
     stop: Sequence[str] = (),
     cancel: threading.Event | None = None,
 ) -> Iterator[list[DraftedRow]]:
-    """As `mm.generate.generate`, which explains the other arguments; yields the rows after each step.
+    """As `mm.generation.generate`, which explains the other arguments; yields the rows after each step.
 
     A greedy answer is that of `generate`. A drawn one follows the same distribution; equal seeds draw equal answers,
-    and with `Lookup` those of `generate`. Every row goes at its own pace in a cache of its own. Mamba and Jamba read
-    token after token, so they gain nothing; attention, Mamba-2 and RWKV do.
+    and with `Lookup` those of `generate`. Every row goes at its own pace, attention with all rows in one forward, a
+    recurrent state or a sliding window row by row. Mamba and Jamba read token after token, so they gain nothing.
 
     draft: who guesses.
     tokens_per_step: how many guesses at most in one forward, 1 to 64.
@@ -85,42 +87,69 @@ def generate_speculatively(
     if not whole or not 1 <= tokens_per_step <= MOST_A_STEP:
         raise InputError(f"tokens_per_step: expected a whole number from 1 to {MOST_A_STEP}, got {tokens_per_step!r}")
     requests = open_requests(decoder, prefix, prompt_ids, max_new_tokens, sampling, stop)
-    every = guessers(draft, decoder, requests, max_new_tokens)
-    pairs = [_Pair(decoder, *each, tokens_per_step, max_new_tokens) for each in zip(requests, every, strict=True)]
-    rows = [pair.row for pair in pairs]
+    begins = draft_prefixes(draft, decoder, requests, max_new_tokens)
+    rows = [DraftedRow() for _ in requests]
+    groups = []
+    for places in walking_together(decoder, [request.prefix for request in requests]):
+        own, longest = [requests[i] for i in places], max(len(requests[i].prompt) for i in places)
+        for i in places:
+            requests[i].row = rows[i]
+        guess = guesser(draft, decoder, [begins[i] for i in places], longest + max_new_tokens, tokens_per_step)
+        group = _Group(decoder, own, [rows[i] for i in places], guess, at_once=tokens_per_step, answer=max_new_tokens)
+        groups.append(group)
     while any(row.finish_reason is None for row in rows):
         if cancel is not None and cancel.is_set():
             cancel_all(decoder, requests)
-        for pair in pairs:
-            if pair.row.finish_reason is None:
-                pair.step()
+        for group in groups:
+            group.step()
         yield rows
 
 
-class _Pair:
-    """A row of the decoder and who guesses for it."""
+class _Group:
+    """Rows of a decoder that walk together, and who guesses for them."""
 
-    def __init__(self, decoder: Decoder, request: Request, guess: Guesser, at_once: int, answer: int) -> None:
-        self.decoder, self.request, self.guess = decoder, request, guess
+    def __init__(
+        self,
+        decoder: Decoder,
+        requests: list[Request],
+        rows: list[DraftedRow],
+        guess: Guesser,
+        *,
+        at_once: int,
+        answer: int,
+    ) -> None:
+        self.decoder, self.requests, self.rows, self.guess = decoder, requests, rows, guess
         self.at_once, self.answer = at_once, answer
-        self.draws = Draws(request.choose.sampling)
-        self.walk = Walk(decoder, request.prefix, request.length + answer - 1)
-        self.row = request.row = DraftedRow()
+        self.draws = [Draws(request.choose.sampling) for request in requests]
+        prompt = max(len(request.prompt) for request in requests)
+        begun = max(request.length - len(request.prompt) for request in requests)
+        self.walk = Walk(decoder, [r.prefix for r in requests], begun + prompt + answer, at_once + 1)
 
     def step(self) -> None:
-        """One forward: the guesses are judged in their order, up to the first that the decoder would not write."""
-        row, stats = self.row, self.row.stats
-        tokens = self.request.prompt + row.ids
-        most = min(self.at_once, self.answer - len(row.ids) - 1)
-        guesses = self.guess(tokens, most, self.draws) if most else []
+        """One forward, in which every row that still grows has its guesses judged."""
+        tokens = [r.prompt + r.row.ids if r.row.finish_reason is None else None for r in self.requests]
+        growing = [i for i, own in enumerate(tokens) if own is not None]
+        if not growing:
+            return
+        most = [min(self.at_once, self.answer - len(row.ids) - 1) for row in self.rows]
+        guesses = self.guess(tokens, most, self.draws)
         unread = self.walk.follow(tokens)
         self.walk.mark()
-        logits = self.walk.read([*unread, *(guess.token for guess in guesses)], len(guesses) + 1)
-        stats.forwards, stats.guessed = self.walk.forwards, stats.guessed + len(guesses)
+        ids = [own + [guess.token for guess in each] for own, each in zip(unread, guesses, strict=True)]
+        logits = self.walk.read(ids, max(map(len, guesses)) + 1)
+        for i in growing:
+            self.rows[i].stats.forwards = self.walk.forwards
+            self._judge(i, logits[i, -len(guesses[i]) - 1 :], guesses[i])
+
+    def _judge(self, i: int, logits: Tensor, guesses: list[Guess]) -> None:
+        """Takes the guesses in their order, up to the first that the decoder would not write, and one token more."""
+        request, row, stats = self.requests[i], self.rows[i], self.rows[i].stats
+        stats.guessed += len(guesses)
+        seen = request.prompt + row.ids
         for scores, guess in zip(logits, [*guesses, None], strict=True):
-            token = self.draws.judge(scores, tokens, guess)
-            self.request.append(self.decoder, token, last=len(row.ids) + 1 == self.answer)
-            tokens.append(token)
+            token = self.draws[i].judge(scores, seen, guess)
+            request.append(self.decoder, token, last=len(row.ids) + 1 == self.answer)
+            seen.append(token)
             agreed = guess is not None and token == guess.token
             stats.tokens, stats.accepted = stats.tokens + 1, stats.accepted + agreed
             if not agreed or row.finish_reason is not None:

@@ -9,7 +9,7 @@ import torch
 
 from mm.encoded import Encoded
 from mm.errors import InputError
-from mm.generate import Row, deltas, generate
+from mm.generation import Row, deltas, generate
 from mm.joined import Joined
 from mm.labels import check_text
 from mm.limits import DEFAULT_LIMITS, Limits

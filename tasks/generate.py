@@ -10,8 +10,8 @@ import torch
 
 from mm.encoded import Encoded, encode_pictures
 from mm.errors import InputError
-from mm.generate import Row
-from mm.generate import generate as steps
+from mm.generation import Row
+from mm.generation import generate as steps
 from mm.images import Picture, open_image
 from mm.joined import Joined
 from mm.limits import DEFAULT_LIMITS, Limits

@@ -19,7 +19,7 @@ from mm.joined import Joined
 from mm.labels import check_text
 from mm.limits import DEFAULT_LIMITS, Limits
 from mm.matting import foreground_of, trimap_of
-from mm.photo import for_matte
+from mm.photo import for_matte, for_task
 from mm.tasks.each import Model, OnError, cut_warnings, each, source
 from mm.tasks.segment import segment
 from mm.types import Matte
@@ -70,7 +70,7 @@ def matte(
     def work(joined: Joined, pictures: list[Picture]) -> list[Matte]:
         return [one(joined, p, e) for p, e in zip(pictures, _encoded(joined, pictures, given), strict=True)]
 
-    asks = model if segmenter is None else segmenter
+    asks = model if segmenter is None else for_task(segmenter, "segment")
     return each(
         image, work, encoded=False, model=asks, on_error=on_error, limits=limits, allow_urls=allow_urls
     )  # fmt: skip

@@ -18,6 +18,7 @@ _STATE = {"hidden_size": WIDTH, "num_hidden_layers": 2, "state_size": 8, "conv_k
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": _LLAMA,
     "qwen2": _LLAMA,
+    "mistral": _LLAMA | {"sliding_window": 6},
     "mixtral": _LLAMA | {"num_local_experts": 4, "num_experts_per_tok": 2},
     "gpt2": {"n_embd": WIDTH, "n_layer": 2, "n_head": 4, "n_positions": 96},
     "mamba": _STATE,
@@ -51,7 +52,7 @@ def build(family: str, seed: int = 0, *, end: int | None = END, scale: float | N
     values = {"vocab_size": VOCAB, "bos_token_id": 1, "eos_token_id": end, "pad_token_id": 0} | FAMILIES[family]
     config = AutoConfig.for_model(family, **values | changes)
     lm = AutoModelForCausalLM.from_config(config).eval()
-    scale = scale or (2 if family in RECURRENT else 6)
+    scale = scale or (4 if family in RECURRENT else 6)
     with torch.no_grad():
         for name, parameter in lm.named_parameters():
             if parameter.ndim == 2 and "A_log" not in name:

@@ -206,7 +206,9 @@ def test_a_bad_picture_is_recorded_and_left_out(coco: Path) -> None:
     labels = [each["name"] for each in left["categories"]]
     left["images"] = left["images"][3:]
     left["annotations"] = [each for each in left["annotations"] if each["image_id"] == 4]
-    assert report["figures"]["AP"] == detection_figures(left, {4: mm.detect(SCENES[3].pixels, labels, scores="all")})["AP"]
+    assert (
+        report["figures"]["AP"] == detection_figures(left, {4: mm.detect(SCENES[3].pixels, labels, scores="all")})["AP"]
+    )
 
 
 def test_a_malformed_mask_costs_only_its_picture(coco: Path) -> None:
@@ -226,10 +228,10 @@ def test_masks_that_do_not_fit_their_picture_or_number_things_are_bad(tmp_path: 
     Image.fromarray((masks[1][second.parent.name.replace("_", " ")] * 3).astype(np.uint8)).save(second)
     (home / "images" / "3.png").unlink()
     failed = evaluate_segment(home, form="folder").report["failed"]
-    assert ["size", "black and white", "no picture"] == [
+    assert [
         said for said, each in zip(("size", "black and white", "no picture"), failed, strict=True)
         if said in each["message"]
-    ]  # fmt: skip
+    ] == ["size", "black and white", "no picture"]  # fmt: skip
 
 
 def test_the_worst_come_first_and_are_drawn_truth_beside_answer(coco: Path) -> None:
@@ -249,6 +251,14 @@ def test_only_the_first_pictures_are_asked(coco: Path) -> None:
     (coco.parent / "images" / "4.png").write_bytes(b"no picture")
     report = evaluate_detect(coco, limit=2).report
     assert report["pictures"] == 2 and not report["failed"]
+
+
+@pytest.mark.parametrize("folder", ["val", "images", "images/val", "annotations"])
+def test_pictures_are_found_where_data_sets_keep_them(tmp_path: Path, folder: str) -> None:
+    file = written(tmp_path, dataset_of(SCENES[:1]), SCENES[:1], folder)
+    (tmp_path / "annotations").mkdir(exist_ok=True)
+    moved = file.rename(tmp_path / "annotations" / "instances_val.json")
+    assert evaluate_segment(moved).report["pictures"] == 1
 
 
 @pytest.mark.parametrize(
@@ -285,5 +295,5 @@ def test_what_is_no_data_set_of_the_format_is_refused(coco: Path, tmp_path: Path
     with pytest.raises(InputError, match="segmentation"):
         evaluate_segment(changed(coco, lambda d: d["annotations"][0].pop("segmentation")))
     with pytest.raises(InputError, match="no matter"):
-        home = grey_folder(tmp_path / "set", "alpha", [masks_of(scene) for scene in SCENES])
+        home = grey_folder(tmp_path / "mattes", "alpha", [masks_of(scene) for scene in SCENES])
         evaluate_matte(home, model=dataclasses.replace(load("tiny"), matter=None))

@@ -12,7 +12,7 @@ import torch
 from mm.decoders.base import Decoder
 from mm.decoders.build import build_decoder
 from mm.errors import InputError, ResourceLimitError
-from mm.generate import Row, deltas, generate
+from mm.generation import Row, deltas, generate
 from mm.recipes.tokenizer import train_tokenizer
 from mm.sampling import Sampling
 from mm.writing import Writing, whole_text

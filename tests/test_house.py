@@ -40,7 +40,7 @@ HEAVY = ["torch", "torchvision", "transformers", "diffusers", "open_clip", "timm
 # The face, the command line, the measurements and the recipes stand on top of the tasks.
 LAYERS = {"mm.kernels": 0, "mm.connectors": 1, "mm": 2, "mm.tasks": 3, "demos": 5}
 LAYERS |= dict.fromkeys(
-    ("mm.__init__", "mm.__main__", "mm.bench", "mm.cli", "mm.evaluate", "mm.recipes", "mm.training"), 4
+    ("mm.__init__", "mm.__main__", "mm.bench", "mm.cli", "mm.evaluate", "mm.evaluation", "mm.recipes", "mm.training"), 4
 )
 
 

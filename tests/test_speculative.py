@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from tests.speculative_parts import END, FAMILIES, RECURRENT, VOCAB, WIDTH, blurred, build, picture
 
 from mm.decoders.base import Decoder
-from mm.drafts import Draft, Lookup
-from mm.generate import generate
+from mm.drafts import Draft, Draws, Lookup, guesser
+from mm.generation import generate
 from mm.sampling import Sampling
 from mm.speculative import DraftedRow, generate_speculatively
+from tests.speculative_parts import END, FAMILIES, RECURRENT, VOCAB, WIDTH, blurred, build, picture
 
 PROMPT = [1, 7, 12, 7, 12, 9]
 
@@ -24,7 +24,7 @@ def family(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def decoder(family: str) -> Decoder:
-    return build(family, seed=len(family))
+    return build(family, seed=3)
 
 
 @pytest.fixture(scope="module")
@@ -53,18 +53,19 @@ def test_the_answer_is_the_greedy_one(decoder: Decoder, stranger: Decoder) -> No
         "lookup": (Lookup(), 4),
     }
     expected = plain(decoder, prefix)
-    assert len(set(expected)) > 1
+    assert len(set(expected)) > 2
     for name, (draft, at_once) in drafts.items():
         row = drafted(decoder, prefix, draft, tokens_per_step=at_once)
         assert row.ids == expected, name
         assert row.finish_reason == ("stop" if len(expected) < 12 else "length")
 
 
-def test_a_draft_equal_to_the_decoder_is_always_right(decoder: Decoder) -> None:
+def test_a_draft_equal_to_the_decoder_is_always_right(family: str) -> None:
+    decoder = build(family, seed=3, end=None)
     prefix = picture(decoder)
-    count = len(plain(decoder, prefix)) // 5 * 5
-    row = drafted(decoder, prefix, Draft(decoder, prefix), count, tokens_per_step=4)
-    assert (row.stats.acceptance, row.stats.tokens_per_forward, row.stats.forwards) == (1.0, 5.0, count // 5)
+    row = drafted(decoder, prefix, Draft(decoder, prefix), 15, tokens_per_step=4)
+    assert row.ids == plain(decoder, prefix, count=15)
+    assert (row.stats.acceptance, row.stats.tokens_per_forward, row.stats.forwards) == (1.0, 5.0, 3)
 
 
 def test_a_wrong_guess_costs_a_recurrent_decoder_a_second_reading(
@@ -129,14 +130,11 @@ def test_a_draft_that_sees_the_picture_guesses_better_than_a_blind_one() -> None
 
 
 def test_lookup_goes_on_where_the_same_words_stood_before() -> None:
-    from mm.drafts import Draws, guessers
-    from mm.generate import open_requests
-
-    decoder, draws = build("gpt2"), Draws(Sampling())
-    (guess,) = guessers(Lookup(2), decoder, open_requests(decoder, None, PROMPT, 9, Sampling(), ()), 9)
+    guess = guesser(Lookup(2), build("gpt2"), [None], 20, 4)
 
     def found(tokens: list[int]) -> list[int]:
-        return [each.token for each in guess(tokens, 4, draws)]
+        (guesses,) = guess([tokens], [4], [Draws(Sampling())])
+        return [each.token for each in guesses]
 
     assert found([5, 6, 7, 8, 9, 4, 6, 7]) == [8, 9, 4, 6]
     assert found([5, 6, 7, 8, 2, 7, 1, 6, 7]) == [8, 2, 7, 1]  # two words tell more than one that stood nearer
@@ -152,10 +150,8 @@ def test_a_draft_may_have_a_shorter_or_longer_table_behind_the_same_words() -> N
         decoder.tokenizer = draft.tokenizer = words
         for how in (Sampling(), Sampling(repetition_penalty=1.4), Sampling(temperature=3.0, top_p=0.95)):
             prompt = [1, 7, own - 1]
-            steps = generate_speculatively(
-                decoder, None, prompt, draft=Draft(draft), max_new_tokens=20, sampling=how
-            )
+            steps = generate_speculatively(decoder, None, prompt, draft=Draft(draft), max_new_tokens=20, sampling=how)
             *_, (row,) = steps
             if how.temperature is None:
-                assert row.ids == plain(decoder, None, prompt, sampling=how)
+                assert row.ids == plain(decoder, None, prompt, 20, sampling=how)
             assert row.stats.guessed > 0 and END not in row.ids and max(row.ids) < own

@@ -87,7 +87,7 @@ def _make_owlvit(folder: Path, small: bool) -> None:
     marks = byte_tokenizer(folder, 16)
     text = (_SMALL if small else {}) | marks
     vision = _SMALL | {"image_size": 64} if small else {}
-    config = OwlViTConfig(text_config=text, vision_config=vision, projection_dim=32 if small else 512)
+    config: Any = OwlViTConfig(text_config=text, vision_config=vision, projection_dim=32 if small else 512)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         OwlViTForObjectDetection(config).save_pretrained(folder)
@@ -102,13 +102,13 @@ def _make_clipseg(folder: Path, small: bool) -> None:
     folder.mkdir()
     marks = byte_tokenizer(folder, 77)
     vision = _SMALL | {"image_size": 64, "patch_size": 16} if small else {"image_size": 352, "patch_size": 16}
-    layers = {"extract_layers": [0, 1]} if small else {}
-    config = CLIPSegConfig(text_config=(_SMALL if small else {}) | marks, vision_config=vision, **layers)
+    layers: dict[str, Any] = {"extract_layers": [0, 1]} if small else {}
+    config: Any = CLIPSegConfig(text_config=(_SMALL if small else {}) | marks, vision_config=vision, **layers)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         CLIPSegForImageSegmentation(config).save_pretrained(folder)
     side = config.vision_config.image_size
-    stats = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+    stats: dict[str, Any] = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
     ViTImageProcessor(size={"height": side, "width": side}, **stats).save_pretrained(folder)
 
 

@@ -164,7 +164,8 @@ def _run(
         typer.echo(f"error: {visible(said)}", err=True)
         raise typer.Exit(2) from error
     for each in report["failed"]:
-        typer.echo(f"error: {visible(each['name'])}: {visible(each['message'])}", err=True)
+        said = each["message"] if each["name"] in each["message"] else f"{each['name']}: {each['message']}"
+        typer.echo(f"error: {visible(said)}", err=True)
     typer.echo(text if json else render.table(_rows(report)))
     if report["failed"]:
         typer.echo(f"{len(report['failed'])} of {len(report['failed']) + report['pictures']} failed", err=True)

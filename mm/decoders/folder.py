@@ -37,7 +37,7 @@ def read_config(folder: Path) -> Any:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
-def causal_class(config: Any, name: str) -> type:
+def causal_class(config: Any, name: str) -> Any:
     """The model class with a language head for this configuration.
 
     Raises:

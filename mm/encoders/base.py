@@ -6,10 +6,11 @@ E the joint embedding's width.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from mm.encoders.preprocess import Preprocessing
 from mm.encoders.text import TextRules, TextSpec
@@ -83,8 +84,13 @@ class Encoder(Protocol):
     with -1, before any last norm; a tower of stages counts its stages. `tokens` are after the tower's last norm.
     """
 
-    spec: EncoderSpec
-    rules: TextRules | None
+    @property
+    def spec(self) -> EncoderSpec: ...
+
+    @property
+    def rules(self) -> TextRules | None: ...
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
 
     def encode_image(self, pixels: Tensor, layers: tuple[int, ...] = ()) -> ImageFeatures:
         """pixels: float[B, 3, H, W], as `spec.preprocessing` prepares them."""

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import mm
 from mm.errors import CheckpointError, InputError
-from mm.generate import generate
+from mm.generation import generate
 from mm.images import open_image
 from mm.prompts import Prompt, asked
 from mm.writing import whole_text

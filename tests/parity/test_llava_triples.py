@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import mm
-from mm.generate import generate
+from mm.generation import generate
 from mm.prompts import asked
 from tests.parity.llava_folders import TOWERS, WIDTH, shaken, tokenizer
 

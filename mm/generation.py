@@ -202,7 +202,7 @@ def cancel_all(decoder: Decoder, requests: Sequence[Request]) -> None:
             request.finish(decoder, "cancelled")
 
 
-def deltas(decoder: Decoder, steps: Iterator[list[Row]], stop: Sequence[str] = ()) -> Iterator[str]:
+def deltas(decoder: Decoder, steps: Iterator[Sequence[Row]], stop: Sequence[str] = ()) -> Iterator[str]:
     """The text of the first row as it grows, in whole characters; the pieces joined are its final text.
 
     stop: the strings that `generate` was given.
