@@ -42,7 +42,8 @@ def build_model(
     with quiet(), torch.random.fork_rng(devices=[]), refusing(folder):
         model, info = kind.from_pretrained(  # type: ignore[attr-defined]
             None, config=config, state_dict=wanted, dtype=_torch_dtype(dtype, wanted), output_loading_info=True,
-            attn_implementation="sdpa" if getattr(kind, "_supports_sdpa", False) else None, ignore_mismatched_sizes=True,
+            attn_implementation="sdpa" if getattr(kind, "_supports_sdpa", False) else None,
+            ignore_mismatched_sizes=True,
         )  # fmt: skip
     found = [
         f"{what} {_some(info[key])}"
