@@ -31,7 +31,7 @@ def detect(
     model: Model = "tiny",
     cache: Cache = None,
     threshold: float = 0.3,
-    nms: float | None = 0.7,
+    nms: float | None = 0.5,
     scores: Literal["display", "all"] = "display",
     on_error: OnError = "raise",
     limits: Limits = DEFAULT_LIMITS,
@@ -42,8 +42,9 @@ def detect(
     labels: one string is one label. Each box carries the label that fits it best, as the caller spelt it.
     like: instead of labels one picture of a thing; boxes of what looks like it are labelled "example". Scores are
     probabilities here too.
-    threshold: the least score, 0..1; 0 keeps every box. nms: boxes that overlap a better one by more than this IoU
-    are left out, whatever their labels; None keeps all. Both are for display.
+    threshold: the least score, 0..1; 0 keeps every box. nms: boxes that overlap a better one of the same
+    label by more than this IoU, or one of another label by more than half-way from it to 1, are left out; None keeps
+    all. Both are for display.
     scores: "all" leaves threshold and nms aside and gives the 1,000 best pairs of box and label, a box with several
     labels where they fit: what average precision is defined over.
 
@@ -93,7 +94,9 @@ def _detect(
     scores, places = head.best(found, queries)
     keep = scores[0] >= threshold
     result = _result(joined, encoded, asked, notes, found.xyxy[0][keep], scores[0][keep], places[0][keep])
-    return result.top(len(result)) if nms is None else result.nms(nms, across_labels=True)
+    if nms is None:
+        return result.top(len(result))
+    return result.nms(nms).nms((1 + nms) / 2, across_labels=True)
 
 
 def _all(joined: Joined, encoded: Encoded, asked: Labels, queries: Tensor, notes: list[str]) -> Detections:

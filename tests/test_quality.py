@@ -17,11 +17,11 @@ from mm.zoo import EMBEDDED
 
 SEED = 7_000_000
 BOUNDS = {
-    ("detect", "AP50"): 0.8,
-    ("segment", "mIoU"): 0.84,
-    ("caption", "object_F1"): 0.75,
-    ("caption", "background_accuracy"): 0.88,
-    ("classify", "accuracy"): 0.88,
+    ("detect", "AP50"): 0.88,
+    ("segment", "mIoU"): 0.87,
+    ("caption", "object_F1"): 0.82,
+    ("caption", "background_accuracy"): 0.96,
+    ("classify", "accuracy"): 0.94,
 }
 
 
@@ -52,6 +52,6 @@ def test_a_drawing_that_the_renderer_did_not_make_is_read() -> None:
         "cat": "black",
     }
     found = mm.detect(picture, [f"{colour} {kind}" for kind, colour in truth.items()])
-    assert set(found.labels) >= {f"{colour} {kind}" for kind, colour in truth.items() if kind != "fish"}
+    assert set(found.labels) >= {f"{colour} {kind}" for kind, colour in truth.items()}
     said = mentions(mm.caption(picture).text)
-    assert sum(said[("plain", colour, kind)] > 0 for kind, colour in truth.items()) >= 4
+    assert sum(said[("plain", colour, kind)] > 0 for kind, colour in truth.items()) >= 6

@@ -89,8 +89,9 @@ def detect(
     like: Like = None,
     threshold: Annotated[float, typer.Option(min=0.0, max=1.0, help="Boxes that score less are left out.")] = 0.3,
     nms: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Of two boxes that overlap more (IoU), the better stays.")
-    ] = 0.7,
+        float,
+        typer.Option(min=0.0, max=1.0, help="Of two boxes of one label that overlap more (IoU), the better stays."),
+    ] = 0.5,
     model: Model = "tiny",
     cache: Cache = None,
     json: Json = False,
