@@ -15,6 +15,7 @@ from mm.encoders.base import Encoder, EncoderSpec, ImageFeatures
 from mm.errors import InputError, TextInputError
 from mm.geometry import Geometry
 from mm.images import Picture
+from mm.side_by_side import side_by_side
 from mm.templates import AS_IS, filled
 from mm.vlm import Speaker
 from mm.world import World
@@ -118,7 +119,7 @@ class Joined:
     def encode(self, pictures: list[Picture]) -> ImageFeatures:
         """One pass of the image tower over a batch, whose pictures become inputs of one size."""
         at = next(iter(self.encoder.parameters()))
-        pixels = torch.stack([self.pixels(p) for p in pictures]).to(at.device, at.dtype)
+        pixels = torch.stack(side_by_side(self.pixels, pictures)).to(at.device, at.dtype)
         return self.encoder.encode_image(pixels, self.spec.layers)
 
     def to(self, device: str) -> Joined:

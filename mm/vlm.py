@@ -136,7 +136,7 @@ def seen(encoder: Encoder, layers: tuple[int, ...], pad: str | None) -> Encoder:
     spec = encoder.spec
     prepared = squared(spec.preprocessing) if pad == "square" else spec.preprocessing
     every = tuple(dict.fromkeys((*spec.layers, *layers)))
-    other = copy.copy(encoder)
+    other: Any = copy.copy(encoder)
     other.spec = dataclasses.replace(spec, layers=every, preprocessing=prepared)
     return other
 

@@ -13,6 +13,7 @@ from mm.images import Picture, open_image
 from mm.joined import Joined
 from mm.limits import DEFAULT_LIMITS, Limits
 from mm.loading import as_model
+from mm.side_by_side import side_by_side
 from mm.store import FeatureStore, as_store
 from mm.types import ErrorRecord, Source
 from mm.version import __version__
@@ -55,10 +56,10 @@ def each(
     results: list[Any] = []
     for start in range(0, len(items), _AT_ONCE):
         part = items[start : start + _AT_ONCE]
-        opened = [
-            _open(item, start + i, joined if encoded else None, on_error, limits, allow_urls)
-            for i, item in enumerate(part)
-        ]
+        judge = joined if encoded else None
+        opened = side_by_side(
+            lambda at, judge=judge: _open(at[1], at[0], judge, on_error, limits, allow_urls), enumerate(part, start)
+        )
         results += _answers(opened, work, joined, encoded, store)
     if on_error == "skip":
         results = [r for r in results if not isinstance(r, ErrorRecord)]

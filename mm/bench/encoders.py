@@ -24,6 +24,7 @@ from tqdm import tqdm
 from mm.bench.timing import Step, medians_ms
 from mm.encoders.build import Dtype, load_encoder
 from mm.images import open_image
+from mm.side_by_side import side_by_side
 
 DTYPES: tuple[Dtype, ...] = ("float32", "bfloat16")
 PICTURE_HW = (480, 640)
@@ -74,7 +75,7 @@ def _rows(case: Case, folder: Path, files: list[Path], texts: list[str], repeats
         prepare = encoder.spec.preprocessing.pixels
 
         def ours(prepare: Any = prepare, encoder: Any = encoder, dtype: Dtype = dtype) -> Tensor:
-            pixels = torch.stack([prepare(open_image(file).pixels) for file in files])
+            pixels = torch.stack(side_by_side(lambda file: prepare(open_image(file).pixels), files))
             return encoder.encode_image(pixels.to(getattr(torch, dtype))).pooled
 
         def read(encoder: Any = encoder) -> Tensor:

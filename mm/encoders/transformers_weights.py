@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mm.encoders.pooling import settle_pooling
 from mm.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -64,6 +65,8 @@ def settle(model: Any, train: bool) -> None:
     """Training mode with gradients, or evaluation without."""
     model.train(train)
     model.requires_grad_(train)
+    if not train:
+        settle_pooling(model)
 
 
 @contextmanager
