@@ -59,6 +59,7 @@ def _owl(head: OwlHead) -> dict[str, Any]:
         "objectness": head.objectness_head is not None,
         "score": head.score,
         "norm_eps": head.norm.eps,
+        "vote": head.vote,
     }
 
 

@@ -59,6 +59,7 @@ def _owl(config: dict[str, Any], tensors: dict[str, Tensor], spec: EncoderSpec) 
         objectness=config["model_type"] == "owlv2",
         score="label",
         norm_eps=config.get("vision_config", {}).get("layer_norm_eps", 1e-5),
+        vote=False,
     )
     head = owlvit.OwlHead(**vars(settings))
     known = tuple(f"{key}." for key in owlvit.RELEASED_KEYS)

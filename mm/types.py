@@ -8,7 +8,7 @@ every field returns exactly, except `Segmentation.scores`, for which `Segmentati
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
@@ -130,13 +130,17 @@ class Detections(Listed):
         """The `k` best, best first; equal scores keep their order."""
         return self._top(self.scores, k)
 
-    def nms(self, iou: float = 0.5, *, across_labels: bool = False) -> Self:
+    def nms(self, iou: float = 0.5, *, across_labels: bool = False, vote: bool = False) -> Self:
         """Greedy non-maximum suppression, best first: a box goes where it overlaps a better one of its label
-        (or of any label) by more than `iou`."""
+        (or of any label) by more than `iou`.
+
+        vote: a box that stays becomes the mean of itself and of those of its label that go for it, weighted by their
+        scores (Gidaris and Komodakis, ICCV 2015, section 5).
+        """
         boxes = self.boxes_xyxy.astype(np.float64)
         areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
         names = np.unique(np.array(self.labels, dtype=object), return_inverse=True)[1]
-        waiting, kept = np.argsort(-self.scores, kind="stable"), []
+        waiting, kept, settled = np.argsort(-self.scores, kind="stable"), [], boxes.copy()
         while waiting.size:
             best, rest = waiting[0], waiting[1:]
             kept.append(best)
@@ -145,8 +149,14 @@ class Detections(Listed):
             shared = sides[:, 0] * sides[:, 1]
             joint = areas[best] + areas[rest] - shared
             overlaps = shared > iou * joint
-            waiting = rest[~(overlaps & (across_labels | (names[rest] == names[best])))]
-        return self._take(np.array(kept, dtype=int))
+            same = names[rest] == names[best]
+            if vote:
+                voters = np.append(rest[overlaps & same], best)
+                weights = self.scores[voters] + np.finfo(np.float32).tiny
+                settled[best] = np.average(boxes[voters], axis=0, weights=weights)
+            waiting = rest[~(overlaps & (across_labels | same))]
+        left = self._take(np.array(kept, dtype=int))
+        return replace(left, boxes_xyxy=settled[kept].astype(np.float32)) if vote and kept else left
 
     def plot(self, image: Any, *, colors: Colors | None = None, font: Any = None) -> Image.Image:
         """A new RGB picture with boxes and tags; `image` is anything `open_image` takes.

@@ -44,7 +44,7 @@ def detect(
     probabilities here too.
     threshold: the least score, 0..1; 0 keeps every box. nms: boxes that overlap a better one of the same
     label by more than this IoU, or one of another label by more than half-way from it to 1, are left out; None keeps
-    all. Both are for display.
+    all. Both are for display. Where the model says so (`tiny`), a box is the mean of those that it stands for.
     scores: "all" leaves threshold and nms aside and gives the 1,000 best pairs of box and label, a box with several
     labels where they fit: what average precision is defined over.
 
@@ -96,7 +96,7 @@ def _detect(
     result = _result(joined, encoded, asked, notes, found.xyxy[0][keep], scores[0][keep], places[0][keep])
     if nms is None:
         return result.top(len(result))
-    return result.nms(nms).nms((1 + nms) / 2, across_labels=True)
+    return result.nms(nms, vote=head.vote).nms((1 + nms) / 2, across_labels=True)
 
 
 def _all(joined: Joined, encoded: Encoded, asked: Labels, queries: Tensor, notes: list[str]) -> Detections:

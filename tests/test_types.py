@@ -266,3 +266,13 @@ def test_results_load_neither_torch_nor_anything_heavy():
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert answer.returncode == 0, answer.stderr
     assert answer.stdout.strip() == "set()" and answer.stderr == ""
+
+
+def test_a_box_that_stays_is_the_mean_of_those_that_go_for_it():
+    boxes = np.array([[0, 0, 10, 10], [0, 0, 10, 12], [0, 0, 10, 11], [30, 30, 40, 40]], np.float32)
+    found = Detections(boxes, np.array([0.6, 0.3, 0.5, 0.4]), ("cat", "cat", "dog", "cat"), (50, 50))
+    kept = found.nms(0.5, across_labels=True, vote=True)
+    assert kept.labels == ("cat", "cat") and kept.scores.tolist() == pytest.approx([0.6, 0.4])
+    np.testing.assert_allclose(kept.boxes_xyxy[0], [0, 0, 10, (0.6 * 10 + 0.3 * 12) / 0.9], rtol=1e-6)
+    np.testing.assert_allclose(kept.boxes_xyxy[1], boxes[3])
+    assert len(Detections.empty((50, 50)).nms(vote=True)) == 0

@@ -37,4 +37,4 @@ def settle_pooling(model: nn.Module) -> None:
 
     for head in model.modules():
         if isinstance(head, SiglipMultiheadAttentionPoolingHead):
-            head.attention = PoolingAttention(head.attention)
+            head._modules["attention"] = PoolingAttention(head.attention)

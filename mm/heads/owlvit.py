@@ -39,7 +39,8 @@ class OwlConfig:
 
     merge_class_token: tokens are multiplied by the class token first, as in the released models.
     objectness: whether there is such a head (OWLv2, not OWL-ViT). score: a box scores its label's probability, or that
-    times its probability of being a thing at all. norm_eps: of the layer norm.
+    times its probability of being a thing at all. norm_eps: of the layer norm. vote: boxes of one label that overlap
+    are averaged where they are shown, which helps where tokens are coarse; the released models do not.
     """
 
     width: int
@@ -48,6 +49,7 @@ class OwlConfig:
     objectness: bool
     score: Literal["label", "label x objectness"]
     norm_eps: float
+    vote: bool
 
 
 @dataclass(frozen=True)
@@ -79,9 +81,10 @@ class OwlHead(nn.Module):
     def __init__(
         self, *, width: int, embedding: int, merge_class_token: bool = False, objectness: bool = True,
         score: Literal["label", "label x objectness"] = "label x objectness", norm_eps: float = 1e-5,
+        vote: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.merge_class_token, self.score = merge_class_token, score
+        self.merge_class_token, self.score, self.vote = merge_class_token, score, vote
         self.norm = nn.LayerNorm(width, eps=norm_eps)
         self.class_head = ClassHead(width, embedding)
         self.box_head = _mlp(width, 4)

@@ -31,7 +31,7 @@ SPEC = EncoderSpec(
 )  # fmt: skip
 DETECT = OwlConfig(
     width=WIDTH, embedding=EMBEDDING, merge_class_token=False, objectness=True, score="label x objectness",
-    norm_eps=1e-5,
+    norm_eps=1e-5, vote=True,
 )  # fmt: skip
 SEGMENT = ClipSegStyleConfig(
     width=WIDTH, embedding=EMBEDDING, reduced=96, depth=1, layers=SPEC.layers,

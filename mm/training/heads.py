@@ -95,7 +95,7 @@ def _matte(head: Any, image: ImageFeatures, batch: HeadBatch, table: TextTable) 
 def _fresh_detector(joined: Joined) -> OwlHead:
     config = OwlConfig(
         width=joined.spec.width, embedding=joined.spec.embedding, merge_class_token=False, objectness=True,
-        score="label x objectness", norm_eps=1e-5,
+        score="label x objectness", norm_eps=1e-5, vote=True,
     )  # fmt: skip
     return OwlHead(**vars(config))
 
