@@ -27,6 +27,17 @@ _TEXTS_AT_ONCE = 256
 _TEXTS_KEPT = 20_000
 
 
+# What to do where a model lacks a part
+_CURES = {
+    "detector": 'Choose a detector, such as owlv2-base-patch16-ensemble, or train one: mm.fit(…, head="detect").',
+    "segmenter": 'Choose a segmenter, such as clipseg-rd64-refined, or train one: mm.fit(…, head="segment").',
+    "matter": "For photographs give matter= (--matter), a ViTMatte checkpoint, with a model that segments; "
+    'for a matting head of its own train one: mm.fit(…, head="matte").',
+    "speaker": "Choose a vision-language model, or join a language model to this encoder: "
+    "mm.join(encoder=…, decoder=…).",
+}
+
+
 class TextCache:
     """Label embeddings by content: an embedding is made once, the oldest are dropped first."""
 
@@ -105,7 +116,7 @@ class Joined:
         """The part of this name, or an error that says the model has none."""
         found = getattr(self, part)
         if found is None:
-            raise InputError(f"model {self.name!r} has no {part}; it was joined without one")
+            raise InputError(f"model {self.name!r} has no {part}. {_CURES[part]}")
         return found
 
     def geometry(self, picture: Picture) -> Geometry:
