@@ -150,6 +150,17 @@ def entry_of(field: str, dictionary: Any, key: str) -> Any:
     return dictionary[key]
 
 
+def by_id(field: str, value: Any) -> dict[int, Mapping[str, Any]]:
+    """The objects of a list by their `id`, each id once."""
+    entries: dict[int, Mapping[str, Any]] = {}
+    for place, entry in enumerate(dictionaries(field, value)):
+        number = whole(f"{field}[{place}].id", entry_of(f"{field}[{place}]", entry, "id"))
+        if number in entries:
+            wrong(f"{field}[{place}].id", "an id of its own", f"{number} a second time")
+        entries[number] = entry
+    return entries
+
+
 def finite(field: str, value: Any, low: float = -_HUGE, high: float = _HUGE) -> float:
     """`value` as a float from `low` to `high`; strings and booleans are no numbers."""
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):

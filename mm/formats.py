@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from mm.errors import InputError, MissingExtraError, nearest
-from mm.fields import dictionaries, entry_of, finite, size, text, texts, whole, wrong
+from mm.fields import by_id, dictionaries, entry_of, finite, size, text, texts, whole, wrong
 from mm.limits import DEFAULT_LIMITS, Limits
 from mm.packing import decode_rles, encode_rle, rle_size
 from mm.types import Detections, Segmentation
@@ -106,22 +106,12 @@ def segmentation_from_coco(
     return Segmentation(masks, masks * scores[:, None, None], tuple(label for _, _, label, _ in found))
 
 
-def _by_id(field: str, value: Any) -> dict[int, Mapping[str, Any]]:
-    entries: dict[int, Mapping[str, Any]] = {}
-    for place, entry in enumerate(dictionaries(field, value)):
-        number = whole(f"{field}[{place}].id", entry_of(f"{field}[{place}]", entry, "id"))
-        if number in entries:
-            wrong(f"{field}[{place}].id", "an id of its own", f"{number} a second time")
-        entries[number] = entry
-    return entries
-
-
 def _coco_annotations(
     dataset: Any, image_id: int | None
 ) -> tuple[tuple[int, int], list[tuple[str, Mapping[str, Any], str, float]]]:
     """The size of the picture, and for each of its annotations (where it stands, itself, label, score)."""
-    images = _by_id("images", entry_of("dataset", dataset, "images"))
-    categories = _by_id("categories", entry_of("dataset", dataset, "categories"))
+    images = by_id("images", entry_of("dataset", dataset, "images"))
+    categories = by_id("categories", entry_of("dataset", dataset, "categories"))
     if image_id is None and len(images) != 1:
         wrong("image_id", f"one of the {len(images)} pictures of the data set", "none")
     image_id = next(iter(images)) if image_id is None else whole("image_id", image_id)
@@ -130,7 +120,7 @@ def _coco_annotations(
     field, image = f"image {image_id}", images[image_id]
     size_hw = size(f"{field}.size", (entry_of(field, image, "height"), entry_of(field, image, "width")))
     found = []
-    annotations = _by_id("annotations", entry_of("dataset", dataset, "annotations"))
+    annotations = by_id("annotations", entry_of("dataset", dataset, "annotations"))
     for number, annotation in annotations.items():
         field = f"annotation {number}"
         owner = whole(f"{field}.image_id", entry_of(field, annotation, "image_id"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
@@ -341,5 +342,5 @@ def _agreement(speaker: Speaker, prompt: Prompt, encoded: Encoded, theirs: Seque
     *_, (row,) = generate(speaker.decoder, prefix, ids, max_new_tokens=_TOKENS)
     ends = speaker.decoder.ends
     written = [number for number in theirs if number not in ends]
-    pairs = zip(row.ids, written, strict=False)
+    pairs = zip_longest(row.ids, written)  # a token that only one of them wrote differs
     return sum(a == b for a, b in pairs), max(len(row.ids), len(written))

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from mm.checkpoint import read_json
-from mm.decoders.base import Decoder
+from mm.decoders.base import context_of
 from mm.decoders.folder import causal_class, read_config
 from mm.encoders.base import Grid
 from mm.encoders.transformers_files import read_preprocessing
@@ -83,8 +83,9 @@ def _joined(folder: Path, said: dict[str, Any], layers: tuple[int, ...]) -> Enco
     _check_layers(layers, len(trunk.feature_info), folder.name)
     with torch.inference_mode():
         pixels = torch.empty(1, 3, height, width, device="meta")
-        final, maps = trunk.forward_intermediates(pixels, indices=sorted({*layers}) or [0], norm=False)
-    sizes = {i: ((m.shape[2], m.shape[3]), m.shape[1]) for i, m in zip(sorted({*layers}), maps, strict=False)}
+        wanted = sorted({*layers})
+        final, maps = trunk.forward_intermediates(pixels, indices=wanted or [0], norm=False)
+    sizes = {i: ((m.shape[2], m.shape[3]), m.shape[1]) for i, m in zip(wanted, maps[: len(wanted)], strict=True)}
     grid = (final.shape[2], final.shape[3])
     return EncoderOutline(architecture, (height, width), grid, final.shape[1], len(trunk.feature_info), sizes)
 
@@ -177,6 +178,6 @@ def decoder_outline(folder: Path) -> DecoderOutline:
         width=lm.get_input_embeddings().weight.shape[1],
         layers=int(getattr(text, "num_hidden_layers", 0)),
         parameters=sum(p.numel() for p in lm.parameters()),
-        context=Decoder(lm, None).context,
+        context=context_of(config),
         chat=chat_template(folder, None) is not None or own is not None,
     )

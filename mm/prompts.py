@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from typing import Any, Literal, Protocol
 
 from mm.errors import CheckpointError, InputError, TextInputError
@@ -226,7 +227,7 @@ class _Marks:
     def unused_in(texts: Iterable[str]) -> _Marks:
         used = {c for text in texts for c in text if ord(c) in _PRIVATE}
         free = (chr(code) for code in _PRIVATE if chr(code) not in used)
-        found = [c for c, _ in zip(free, range(3), strict=False)]
+        found = list(islice(free, 3))
         if len(found) < 3:
             raise TextInputError("prompt: it holds every character of the private use area")
         return _Marks(*found)

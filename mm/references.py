@@ -6,8 +6,7 @@ code of this library's encoders takes part. Both sides start from the upright RG
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from mm.checkpoint import load_tensors, read_json
+from mm.encoders.transformers_weights import quiet
 
 _EXACT = 1e-5  # both resize with Pillow
 _CLEAN = "texts in the family's canonical form, which transformers' tokenizer does not make"
@@ -68,27 +68,11 @@ def reference_for(folder: Path, width: int, form: str | None = None) -> Referenc
     return _timm(folder, width) if "architecture" in config else None
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No bars and no warnings of transformers; its settings are as before afterwards."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
-
-
 def _transformers(folder: Path, config: dict[str, Any]) -> Reference:
     from transformers import AutoImageProcessor, AutoModel
 
     local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    with _quiet():  # the heads beside a pair are reported as unexpected keys
+    with quiet():  # the heads beside a pair are reported as unexpected keys
         processor: Any = AutoImageProcessor.from_pretrained(folder, backend="pil", **local)
         model: Any = AutoModel.from_pretrained(folder, dtype=torch.float32, **local).eval()
     pillow = type(processor).__name__.endswith("Pil")
@@ -233,7 +217,7 @@ def _embedded(folder: Path) -> Reference:
     from transformers import AutoTokenizer, CLIPTextModelWithProjection
 
     net, see = _timm_side(folder / "vision")
-    with _quiet():
+    with quiet():
         tower: Any = CLIPTextModelWithProjection.from_pretrained(folder / "text", dtype=torch.float32).eval()
     tokenizer: Any = AutoTokenizer.from_pretrained(folder / "text", local_files_only=True)
     scale = load_tensors(folder / "joined.safetensors")["encoder.logit_scale"].float().exp()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import json
 import re
 import shlex
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+import mm
 from mm.cli.app import app
 from mm.cli.measure import with_scores
 
@@ -36,6 +39,17 @@ def test_the_python_of_the_readme_runs(capsys: pytest.CaptureFixture[str]):
         exec(compile(block, "README.md", "exec"), names)
     assert Path("marked.png").is_file()
     assert "ImageInputError" in capsys.readouterr().out
+
+
+def test_the_calls_that_need_a_download_fit_the_functions():
+    calls = [node for block in blocks("py") for node in ast.walk(ast.parse(block)) if isinstance(node, ast.Call)]
+    faces = [c for c in calls if isinstance(c.func, ast.Attribute) and ast.unparse(c.func).startswith("mm.")]
+    assert len(faces) >= 8
+    for call in faces:
+        assert isinstance(call.func, ast.Attribute)
+        given = {keyword.arg: None for keyword in call.keywords if keyword.arg}
+        spread = {"encoder": None, "decoder": None} if any(k.arg is None for k in call.keywords) else {}
+        inspect.signature(getattr(mm, call.func.attr)).bind(*call.args, **given, **spread)
 
 
 COMMANDS = [line for block in blocks("sh") for line in block.splitlines()]

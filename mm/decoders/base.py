@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -15,7 +16,13 @@ from mm.errors import ResourceLimitError
 _CONTEXT_NAMES = ("max_position_embeddings", "max_seq_len", "n_positions", "context_length")
 
 
-class Decoder(nn.Module):
+def context_of(config: Any) -> int:
+    """How many tokens a language model of this transformers config reads at most; a recurrent state has no bound."""
+    config = config.get_text_config()
+    return next((int(n) for name in _CONTEXT_NAMES if (n := getattr(config, name, None))), sys.maxsize)
+
+
+class Decoder(nn.Module, ABC):
     """lm: an AutoModelForCausalLM; tokenizer: its own.
 
     A *prefix* is a value, what some rows have read, and is never written to: many answers may start from one, in
@@ -33,9 +40,8 @@ class Decoder(nn.Module):
 
     @cached_property
     def context(self) -> int:
-        """How many tokens fit, pictures included; a recurrent state has no such bound."""
-        config = self.lm.config.get_text_config()
-        return next((int(n) for name in _CONTEXT_NAMES if (n := getattr(config, name, None))), sys.maxsize)
+        """How many tokens fit, pictures included."""
+        return context_of(self.lm.config)
 
     @property
     def ends(self) -> frozenset[int]:
@@ -50,17 +56,17 @@ class Decoder(nn.Module):
         table = self.lm.get_input_embeddings()
         return table(ids.to(table.weight.device))
 
+    @abstractmethod
     def start(self, batch: int, capacity: int) -> Any:
         """An empty cache for `capacity` tokens in each of `batch` rows."""
-        raise NotImplementedError
 
+    @abstractmethod
     def fork(self, prefixes: Sequence[Any], capacity: int) -> Any:
         """A cache whose rows begin as those prefixes, in their order. Without `ragged` they are of equal length."""
-        raise NotImplementedError
 
+    @abstractmethod
     def crop(self, cache: Any, count: int) -> None:
         """Makes a cache forget the last `count` tokens of every row."""
-        raise NotImplementedError
 
     @torch.inference_mode()
     def extend(
@@ -90,9 +96,9 @@ class Decoder(nn.Module):
         logits = self._read(embeds.to(self.lm.get_input_embeddings().weight.dtype), cache, lengths, keep or 1).float()
         return logits if keep else logits[:, -1], cache.prefix() if fresh else cache
 
+    @abstractmethod
     def _read(self, embeds: Tensor, cache: Any, lengths: Sequence[int] | None, keep: int) -> Tensor:
         """The logits of the last `keep` tokens; the cache holds all of them afterwards."""
-        raise NotImplementedError
 
     def _check_room(self, cache: Any, count: int) -> None:
         holes = getattr(cache, "filled", None) is not None  # then slots are more than any row's tokens

@@ -7,6 +7,7 @@ and a word is merged in n log n steps, where open_clip's tokenizer needs seconds
 from __future__ import annotations
 
 import heapq
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ def _merged(parts: list[str], tokenizer: SimpleTokenizer) -> list[str]:
     ranks = tokenizer.bpe_ranks
     after = [*range(1, len(parts)), -1]
     before = [-1, *range(len(parts) - 1)]
-    pairs = ((ranks.get(pair), i) for i, pair in enumerate(zip(parts, parts[1:], strict=False)))
+    pairs = ((ranks.get(pair), i) for i, pair in enumerate(pairwise(parts)))
     heap = [(rank, i, parts[i], parts[i + 1]) for rank, i in pairs if rank is not None]
     heapq.heapify(heap)
 

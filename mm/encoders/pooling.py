@@ -37,4 +37,4 @@ def settle_pooling(model: nn.Module) -> None:
 
     for head in model.modules():
         if isinstance(head, SiglipMultiheadAttentionPoolingHead):
-            head._modules["attention"] = PoolingAttention(head.attention)
+            head.register_module("attention", PoolingAttention(head.attention))

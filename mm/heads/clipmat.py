@@ -121,7 +121,7 @@ class DetailsExtractor(nn.Module):
         """float[B, C_i, H / 2^i, W / 2^i] for i = 0, 1, …, sides rounded up."""
         maps = [self.blocks[0](pixels)]
         size = pixels.shape[-2:]
-        for layer, norm, block in zip(self.layers, self.norms, self.blocks[1:], strict=False):
+        for layer, norm, block in zip(self.layers, self.norms, self.blocks[1:], strict=True):
             size = (-(-size[0] // 2), -(-size[1] // 2))
             earlier = norm(image.layers[layer]).transpose(1, 2).unflatten(2, image.layer_grids[layer])
             if earlier.shape[-2:] != size:

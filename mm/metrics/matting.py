@@ -8,6 +8,7 @@ paper to paper by powers of ten, so each figure here says its own. All are error
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 
@@ -107,7 +108,7 @@ def _connectedness(found: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np
     both = np.minimum(found, truth)
     connected = np.full(both.shape, _STEPS[-1], np.float64)
     inside, regions = np.ones(both.shape, bool), np.empty(both.shape, np.int32)
-    for below, level in zip(_STEPS, _STEPS[1:], strict=False):
+    for below, level in pairwise(_STEPS):
         label(both >= level, output=regions)
         areas = np.bincount(regions.ravel())[1:]
         stays = inside & (regions == areas.argmax() + 1) if areas.size else np.zeros_like(inside)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mm.errors import InputError, nearest
-from mm.fields import bools, dictionaries, entry_of, finite, floats, same_length, size, text, texts, whole, wrong
+from mm.fields import bools, by_id, entry_of, finite, floats, same_length, size, text, texts, whole, wrong
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +72,7 @@ def truth_from_coco(dataset: Mapping[str, Any]) -> TruthSet:
         InputError: something is missing, malformed, there twice, or refers to what is not there.
     """
     images, categories, annotations = (
-        _by_id(part, entry_of("dataset", dataset, part)) for part in ("images", "categories", "annotations")
+        by_id(part, entry_of("dataset", dataset, part)) for part in ("images", "categories", "annotations")
     )
     labels: dict[int, str] = {}
     for key in sorted(categories):
@@ -125,16 +125,6 @@ def _picture(
         verified[key] = tuple(labels[_known(f"{field}.{key}", each, labels)] for each in ids)
     boxes, names, crowd, areas = zip(*rows, strict=True) if rows else ([], (), [], [])
     return BoxTruth(np.array(boxes), tuple(names), np.array(crowd), np.array(areas), *verified.values())
-
-
-def _by_id(field: str, value: Any) -> dict[int, Mapping[str, Any]]:
-    entries: dict[int, Mapping[str, Any]] = {}
-    for place, entry in enumerate(dictionaries(field, value)):
-        number = whole(f"{field}[{place}].id", entry_of(f"{field}[{place}]", entry, "id"))
-        if number in entries:
-            wrong(f"{field}[{place}].id", "an id of its own", f"{number} a second time")
-        entries[number] = entry
-    return entries
 
 
 def _known(field: str, value: Any, entries: Mapping[int, Any]) -> int:
