@@ -13,6 +13,7 @@ from mm.connectors.pixel_shuffle import InternVLProjector, PixelShuffle
 from mm.connectors.pooling import AveragePool
 from mm.connectors.projections import MLP, Linear, LinearCompression
 from mm.connectors.qformer import QFormer
+from mm.connectors.regions import Regions
 from mm.connectors.resampler import PerceiverResampler, Resampler
 
 CONNECTORS: dict[str, type[Connector]] = {
@@ -31,6 +32,7 @@ CONNECTORS: dict[str, type[Connector]] = {
     "c-abstractor": CAbstractor,
     "ldp": LDP,
     "ldpv2": LDPv2,
+    "regions": Regions,
 }
 
 # What a name says beyond its class.

@@ -104,6 +104,7 @@ def _clipmat(head: Any) -> dict[str, Any]:
         "layer_widths": tuple(norm.normalized_shape[0] for norm in head.details.norms),
         "detail_widths": tuple(block[0].out_channels for block in head.details.blocks),
         "semantic_widths": tuple(step.reduce.out_channels for step in head.semantic_steps),
+        "guided": head.guided,
     }
 
 

@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 
 from mm.metrics.detection import DetectionScore
+from mm.metrics.matting import MattingScore
 from mm.metrics.segmentation import mask_iou
 from mm.metrics.truth import BoxTruth
 from mm.scenes.language import Mention, background_of, caption_of, mentions, questions_of
 from mm.scenes.render import Scene
 from mm.scenes.vocabulary import HELD_OUT_PAIRS, PAIR_LABELS, is_held_out
-from mm.types import Detections, Segmentation
+from mm.types import Detections, Matte, Segmentation
 
 QUESTIONS_EACH = 3  # of those `questions_of` has for a scene, in its own drawn order
 _MOST_BOXES = 100
@@ -119,19 +120,93 @@ class CaptionScore:
         return figures | {"unseen_recall": self.held_out.recall} if self.unseen else figures
 
 
-class AnswerScore:
-    """accuracy: the share of answers that equal the true one to the letter, over all questions."""
+class HallucinationScore:
+    """Of what captions mention, the things whose kind is nowhere in the picture (CHAIR; Rohrbach et al., "Object
+    Hallucination in Image Captioning", EMNLP 2018).
+
+    mentions: their share of all things mentioned. captions: the share of captions with one or more.
+    """
 
     def __init__(self) -> None:
-        self.right = self.asked = 0
+        self.invented = self.mentioned = self.inventing = self.captions = 0
 
-    def add(self, scene: Scene, said: Sequence[str]) -> None:
-        for (_, truth), answer in zip(asked_of(scene), said, strict=True):
-            self.right += answer == truth
-            self.asked += 1
+    def add(self, scene: Scene, said: str) -> None:
+        there, mentioned = {thing.kind for thing in scene.objects}, mentions(said)
+        invented = sum(number for (_, _, kind), number in mentioned.items() if kind not in there)
+        self.invented += invented
+        self.mentioned += mentioned.total()
+        self.inventing += invented > 0
+        self.captions += 1
+
+    def figures(self) -> dict[str, float]:
+        return {"mentions": share(self.invented, self.mentioned), "captions": share(self.inventing, self.captions)}
+
+
+# How each kind of question begins; those of existence are asked about what is there and what is not.
+_FORMS = {
+    "colour": "what colour", "texture": "what is the texture", "count": "how many", "existence": "is there",
+    "relation": "where is", "size": "is the",
+}  # fmt: skip
+
+
+class AnswerScore:
+    """accuracy: the share of answers that equal the true one to the letter, over all questions.
+
+    blind: the same, where the model was shown a grey picture instead. by: the accuracy for each form of question.
+    yes: the share of the questions of existence that were answered so, true_yes: that should have been (POPE; Li et
+    al., "Evaluating Object Hallucination in Large Vision-Language Models", EMNLP 2023).
+    """
+
+    def __init__(self) -> None:
+        self.right: Counter[str] = Counter()
+        self.asked: Counter[str] = Counter()
+        self.blind = self.yes = self.true_yes = 0
+
+    def add(self, scene: Scene, said: Sequence[str], blind: Sequence[str]) -> None:
+        for (question, truth), answer, guess in zip(asked_of(scene), said, blind, strict=True):
+            form = next(form for form, words in _FORMS.items() if question.startswith(words))
+            self.asked[form] += 1
+            self.right[form] += answer == truth
+            self.blind += guess == truth
+            if form == "existence":
+                self.yes += answer == "yes"
+                self.true_yes += truth == "yes"
 
     def figures(self) -> dict[str, Any]:
-        return {"accuracy": share(self.right, self.asked), "questions": self.asked}
+        asked, existence = self.asked.total(), self.asked["existence"]
+        return {
+            "accuracy": share(self.right.total(), asked),
+            "blind": share(self.blind, asked),
+            "questions": asked,
+            "by": {form: share(self.right[form], self.asked[form]) for form in _FORMS if self.asked[form]},
+            "yes": share(self.yes, existence),
+            "true_yes": share(self.true_yes, existence),
+        }
+
+
+class MatteScore:
+    """SAD (thousands of pixels), MSE, MAD, Grad and Conn of mattes, the means over all pictures; `mm.metrics.matting`.
+
+    mask: the same of the segmentation's mask, taken for an alpha of 0 or 1. colours: the mean absolute difference of
+    the subject's colour, 0..255, each pixel counted by alpha.
+    """
+
+    def __init__(self) -> None:
+        self.matte, self.mask = MattingScore(), MattingScore()
+        self.colours: list[float] = []
+
+    def add(self, truth: tuple[np.ndarray, np.ndarray], said: Matte, mask: np.ndarray) -> None:
+        """truth: alpha float32[H, W] and colours uint8[H, W, 3]; mask: bool[H, W]."""
+        alpha, colours = truth
+        self.matte.add(said.alpha, alpha)
+        self.mask.add(mask.astype(np.float32), alpha)
+        off = np.abs(said.foreground.astype(np.float32) - colours).mean(-1)
+        self.colours.append(float((off * alpha).sum() / alpha.sum()))
+
+    def figures(self) -> dict[str, Any]:
+        mask = {name: value for name, value in self.mask.figures().items() if name != "pictures"}
+        colours = share(math.fsum(self.colours), len(self.colours))
+        return {**self.matte.figures(), "colours": colours, "mask": mask}
 
 
 class Overlap:

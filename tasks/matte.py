@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
+from torch import nn
 
 from mm.encoded import Encoded, encode_pictures
 from mm.errors import InputError, nearest
@@ -102,7 +103,10 @@ def _by_head(label: str, segmenter: Model | None, matter: str | os.PathLike[str]
         at = next(head.parameters())
         text = joined.encoder.encode_text([head.asks(label)])
         pixels = joined.pixels(picture)[None].to(at.device, at.dtype)
-        logits = head(pixels, encoded.features, text, torch.zeros(1, dtype=torch.long, device=at.device))
+        owner = torch.zeros(1, dtype=torch.long, device=at.device)
+        segmenter = joined.need("segmenter") if head.guided else None
+        assert segmenter is None or isinstance(segmenter, nn.Module)
+        logits = head(pixels, encoded.features, text, owner, head.guide(segmenter, encoded.features, text, owner))
         alpha = encoded.geometry.masks_to_original(logits.alpha().cpu().numpy())[0]
         return _matte(picture, alpha, source(joined, encoded, cut_warnings([label], text.cut)))
 

@@ -14,7 +14,7 @@ from mm.recipes.matting import classes_of, config_for, laplacian, matte_losses
 
 SMALL = ClipMatConfig(
     width=12, text_width=10, embedding=8, dim=16, heads=2, context=3, template="the {}",
-    layers=(0, 1), layer_widths=(6, 7), detail_widths=(4, 6, 8), semantic_widths=(6, 8),
+    layers=(0, 1), layer_widths=(6, 7), detail_widths=(4, 6, 8), semantic_widths=(6, 8), guided=False,
 )  # fmt: skip
 
 

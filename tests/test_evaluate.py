@@ -11,12 +11,21 @@ import pytest
 
 from mm import evaluate
 from mm.errors import InputError
-from mm.evaluate import Said, classify_figures, evaluate_scenes, scene_figures
+from mm.evaluate import Said, classify_figures, evaluate_scenes, matte_figures, scene_figures
 from mm.recipes.batches import TRAIN_SEED
 from mm.scenes import Scene, SceneObject, caption_of, render_scene, render_single
+from mm.scenes.soft import matte_of
 from mm.scenes.vocabulary import HELD_OUT_PAIRS, SEEN_PAIRS
-from mm.scores import CaptionScore, DetectScore, SegmentScore, asked_of, labels_of
-from mm.types import Detections, Segmentation
+from mm.scores import (
+    AnswerScore,
+    CaptionScore,
+    DetectScore,
+    HallucinationScore,
+    SegmentScore,
+    asked_of,
+    labels_of,
+)  # fmt: skip
+from mm.types import Detections, Matte, Segmentation
 
 
 def thing(kind: str, colour: str, x: int, y: int, texture: str = "plain") -> SceneObject:
@@ -49,14 +58,16 @@ def oracle(shown: Scene) -> Said:
     scores = np.linspace(0.9, 0.5, len(rows))
     detections = Detections(rows, scores, tuple(o.label for o in shown.objects), shown.size_hw)
     answers = tuple(answer for _, answer in asked_of(shown))
-    return Said(detections, masks(shown), caption_of(shown), answers)
+    return Said(detections, masks(shown), caption_of(shown), answers, ("",) * len(answers))
 
 
 def blind(shown: Scene) -> Said:
     labels = tuple(labels_of(shown))
     nothing = np.zeros((len(labels), *shown.size_hw))
     answers = ("",) * len(asked_of(shown))
-    return Said(Detections.empty(shown.size_hw), Segmentation(nothing > 0, nothing, labels), "a picture", answers)
+    return Said(
+        Detections.empty(shown.size_hw), Segmentation(nothing > 0, nothing, labels), "a picture", answers, answers
+    )
 
 
 def figures(scenes: list[Scene], speaker: Callable[[Scene], Said], unseen: bool = False) -> dict:
@@ -74,7 +85,11 @@ def test_a_perfect_speaker_scores_one_everywhere(pairs: str):
     assert all(scores["detect"][name] == pytest.approx(1) for name in ("AP50", "AP", "AR100"))
     assert scores["segment"]["mIoU"] == 1
     assert set(scores["caption"].values()) == {1.0}
-    assert scores["answers"] == {"accuracy": 1.0, "questions": sum(len(asked_of(each)) for each in scenes)}
+    assert scores["hallucination"] == {"mentions": 0, "captions": 0}
+    answers = scores["answers"]
+    assert (answers["accuracy"], answers["blind"]) == (1, 0) and set(answers["by"].values()) == {1.0}
+    assert answers["questions"] == sum(len(asked_of(each)) for each in scenes)
+    assert answers["yes"] == answers["true_yes"] > 0
     assert ("unseen_recall" in scores["caption"]) == ("all" in scores["detect"]) == (pairs == "unseen")
 
 
@@ -85,7 +100,7 @@ def test_a_blind_speaker_scores_nothing():
     }  # fmt: skip
     assert scores["segment"]["mIoU"] == scores["segment"]["all"]["mIoU"] == 0
     assert set(scores["caption"].values()) == {0.0}
-    assert scores["answers"]["accuracy"] == 0
+    assert scores["answers"]["accuracy"] == scores["answers"]["yes"] == 0
 
 
 def test_average_precision_is_a_mean_over_the_labels_that_are_there():
@@ -171,6 +186,40 @@ def test_captions_are_counted_over_all_scenes_together():
     assert (found["background_accuracy"], found["exact"]) == (0.5, 0.5)
 
 
+def test_what_is_not_there_is_invented_by_its_kind():
+    score = HallucinationScore()
+    score.add(scene(thing("car", "red", 0, 0)), "two blue cars and a red cat on a white background")
+    score.add(scene(thing("cat", "red", 0, 0)), "a red cat on a white background")
+    assert score.figures() == {"mentions": 1 / 4, "captions": 1 / 2}  # a car is there, of whatever colour
+
+
+def test_every_question_has_one_form_and_blind_answers_are_counted_apart():
+    scenes, score, forms = drawn(60, "seen"), AnswerScore(), set()
+    for shown in scenes:
+        truth = [answer for _, answer in asked_of(shown)]
+        score.add(shown, truth, ["yes"] * len(truth))
+    found = score.figures()
+    forms = set(found["by"])
+    assert forms == {"colour", "texture", "count", "existence", "relation", "size"}
+    every = [answer for shown in scenes for _, answer in asked_of(shown)]
+    assert found["blind"] == every.count("yes") / len(every) and found["accuracy"] == 1
+
+
+def test_mattes_stand_beside_masks_and_colours():
+    shown = scene(thing("car", "red", 0, 0), thing("cat", "red", 50, 50))
+    alpha, colours = matte_of(shown, [True, False])
+
+    def cut(_: Scene, label: str) -> tuple[Matte, Segmentation]:
+        assert label == "red car"
+        shifted = np.roll(alpha > 0, 5, 1)[None]
+        return Matte(alpha / 2, np.full_like(colours, 30)), Segmentation(shifted, shifted.astype(np.float32), (label,))
+
+    found = matte_figures(iter([shown]), cut)
+    assert found["SAD"] == pytest.approx(0.05) and found["MSE"] == pytest.approx(0.0025)  # 100 pixels, each half off
+    assert found["mask"]["SAD"] == pytest.approx(0.1) and found["pictures"] == 1  # 5 of 10 columns, twice
+    assert found["colours"] == pytest.approx(30) and "pictures" not in found["mask"]
+
+
 def test_half_the_answers_right_is_half():
     scenes, turn = drawn(8, "seen"), iter([True, False] * 4)
 
@@ -203,6 +252,7 @@ def test_what_is_drawn_is_cycled_seeded_and_of_several_sizes(monkeypatch: pytest
 
     monkeypatch.setattr(evaluate, "_respond", respond)
     monkeypatch.setattr(evaluate, "_name", name)
+    monkeypatch.setattr(evaluate, "_has_matter", lambda _: False)
     scores = evaluate_scenes("fake", count=30, seed=500, unseen=True)
     assert [each.seed for each in shown] == list(range(500, 530)) and all(each.has_held_out for each in shown)
     sizes = [each.size_hw for each in shown[:6]]
@@ -211,7 +261,8 @@ def test_what_is_drawn_is_cycled_seeded_and_of_several_sizes(monkeypatch: pytest
     assert len(pairs) == 48 and all(pairs.count(pair) == 2 for pair in HELD_OUT_PAIRS)
     assert scores["classify"] == {"accuracy": 1.0, "pictures": 48, "labels": 240}
     assert list(scores) == [
-        "model", "world", "count", "seed", "unseen", "detect", "segment", "caption", "classify", "answers"
+        "model", "world", "count", "seed", "unseen", "detect", "segment", "caption", "hallucination", "answers",
+        "classify",
     ]  # fmt: skip
     assert scores["detect"]["AP"] == 1.0 and scores["detect"]["all"]["AP"] == 1.0
     evaluate_scenes("fake", count=1)

@@ -63,6 +63,26 @@ def test_a_matte_has_the_size_of_the_upright_original(model: Joined) -> None:
     assert made.source.model == "tiny" and made.source.sha256 == model.sha256
 
 
+@torch.inference_mode()
+def test_a_guided_head_reads_the_segmentation(model: Joined) -> None:
+    torch.manual_seed(0)
+    head = ClipMatHead(**vars(config_for(model, guided=True))).eval()
+    guided = dataclasses.replace(model, matter=head)
+    made = mm.matte(SQUARE.pixels, "red car", model=guided)
+    encoded = mm.encode(SQUARE.pixels, model=guided)
+    text, owner = model.encoder.encode_text(["red car"]), torch.tensor([0])
+    guide = head.guide(model.segmenter, encoded.features, text, owner)
+    assert guide is not None and guide.std() > 0.1 and guide.abs().max() <= 1
+    pixels = guided.pixels(open_image(SQUARE.pixels))[None]
+    logits = head(pixels, encoded.features, text, owner, guide)
+    np.testing.assert_allclose(made.alpha, encoded.geometry.masks_to_original(logits.alpha().numpy())[0], atol=1e-6)
+    assert (head(pixels, encoded.features, text, owner, -guide).alpha() - logits.alpha()).abs().max() > 1e-4
+    with pytest.raises(ValueError, match="guide: expected one"):
+        head(pixels, encoded.features, text, owner)
+    with pytest.raises(InputError, match="has no segmenter"):
+        mm.matte(SQUARE.pixels, "red car", model=dataclasses.replace(guided, segmenter=None))
+
+
 def test_alpha_is_the_heads_own_brought_back_to_the_picture(model: Joined) -> None:
     head = model.matter
     assert isinstance(head, ClipMatHead)

@@ -10,12 +10,10 @@ import pytest
 import torch
 
 import mm
-from mm.errors import InputError
 from mm.heads.clipmat import ClipMatHead
 from mm.loading import load
 from mm.recipes.matting import MatteTraining, add_matter, config_for, train
 from mm.recipes.matting_batches import SoftBatch, make_soft_batch, question
-from mm.recipes.matting_scores import matte_figures
 from mm.scenes.soft import render_soft
 from mm.zoo import EMBEDDED
 
@@ -78,18 +76,3 @@ def test_a_written_head_answers_as_the_trained_one(tmp_path: Path) -> None:
     np.testing.assert_allclose(got.alpha, want.alpha, atol=5e-3)  # float16 on disk
     before, after = (mm.segment(scene.pixels, "red car", model=m) for m in (tiny, written))
     np.testing.assert_allclose(after.scores, before.scores, atol=1e-5)
-
-
-def test_figures_compare_the_head_with_the_mask_and_with_nothing() -> None:
-    tiny = load("tiny")
-    torch.manual_seed(0)
-    model = dataclasses.replace(tiny, matter=ClipMatHead(**vars(config_for(tiny))).eval())
-    figures = matte_figures(model, count=4, seed=2)
-    assert figures["head"]["pictures"] == 4
-    assert set(figures["mask"]) == {"SAD", "MSE", "MAD", "Grad", "Conn", "pictures"}
-    assert figures["mask"]["SAD"] < figures["nothing"]["SAD"]  # the mask knows something, a fresh head does not
-    assert figures["ratio"] == pytest.approx(figures["mask"]["SAD"] / figures["head"]["SAD"], abs=0.01)
-    with pytest.raises(InputError, match="count"):
-        matte_figures(model, count=0)
-    with pytest.raises(InputError, match="seed"):
-        matte_figures(model, seed=10**9)

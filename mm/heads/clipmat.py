@@ -3,8 +3,9 @@
 Li, Zhang and Tao, "Referring Image Matting" (CVPR 2023, arXiv 2206.05149), sections 4.1 to 4.3, describe it; neither
 code nor weights were ever released, so this is our own network from that description, and no published checkpoint
 fits it. Its parts keep the paper's names: context prompt, text-driven semantic pop-up, multi-level details extractor.
-Three things are ours, so that a small network learns quickly: the pop-up keeps the vision tokens beside what the text
-adds to them, the text also modulates each decoder step (FiLM), and the pooled embedding is one more text token.
+Four things are ours, so that a small network learns quickly: the pop-up keeps the vision tokens beside what the text
+adds to them, the text also modulates each decoder step (FiLM), the pooled embedding is one more text token, and a
+`guided` head reads where the model's segmentation sees the thing, so that it learns edges and not places.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from torch import Tensor, nn
 from mm.encoders.base import ImageFeatures, TextFeatures
 from mm.heads.clipseg_style import Film
 
+_SURE = 6.0  # a segmentation's logits beyond it say no more
+
 
 @dataclass(frozen=True)
 class ClipMatConfig:
@@ -27,6 +30,7 @@ class ClipMatConfig:
     dim: of the pop-up. context: learnable vectors behind the text. template: what a label is put into, with one {}.
     layer_widths: of the earlier maps that the details extractor reads, finest first; detail_widths: of the decoder
     at the pixels and at each of those maps; semantic_widths: of the other decoder, at the two coarsest maps.
+    guided: every decoder step also reads the logits of the model's segmentation.
     """
 
     width: int
@@ -40,6 +44,7 @@ class ClipMatConfig:
     layer_widths: tuple[int, ...]
     detail_widths: tuple[int, ...]
     semantic_widths: tuple[int, int]
+    guided: bool
 
 
 @dataclass(frozen=True)
@@ -132,16 +137,21 @@ class DetailsExtractor(nn.Module):
 
 
 class _Step(nn.Module):
-    """Up to a finer map, joined with its details, modulated by the text and smoothed."""
+    """Up to a finer map, joined with its details and with the guide, modulated by the text and smoothed."""
 
-    def __init__(self, above: int, detail: int, channels: int, embedding: int) -> None:
+    def __init__(self, above: int, detail: int, channels: int, embedding: int, guided: bool) -> None:
         super().__init__()
+        self.guide = nn.Conv2d(1, channels, 1) if guided else None
         self.reduce, self.detail = nn.Conv2d(above, channels, 1), nn.Conv2d(detail, channels, 1)
         self.film, self.block = Film(embedding, channels), _block(channels, channels)
 
-    def forward(self, above: Tensor, detail: Tensor, text: Tensor, owner: Tensor) -> Tensor:
-        up = F.interpolate(self.reduce(above), detail.shape[-2:], mode="bilinear", align_corners=False)
-        return up + self.block(self.film(up + self.detail(detail)[owner], text))
+    def forward(self, above: Tensor, detail: Tensor, text: Tensor, owner: Tensor, guide: Tensor | None) -> Tensor:
+        size = detail.shape[-2:]
+        up = F.interpolate(self.reduce(above), size, mode="bilinear", align_corners=False)
+        seen = up + self.detail(detail)[owner]
+        if self.guide is not None:
+            seen = seen + self.guide(F.interpolate(guide, size, mode="bilinear", align_corners=False))
+        return up + self.block(self.film(seen, text))
 
 
 class ClipMatHead(nn.Module):
@@ -150,15 +160,15 @@ class ClipMatHead(nn.Module):
     def __init__(
         self, *, width: int, text_width: int, embedding: int, dim: int, heads: int, context: int, template: str,
         layers: Sequence[int], layer_widths: Sequence[int], detail_widths: Sequence[int],
-        semantic_widths: Sequence[int],
+        semantic_widths: Sequence[int], guided: bool,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.template = template
+        self.template, self.guided = template, guided
         self.prompt = ContextPrompt(text_width, embedding, dim, context)
         self.pop_up = PopUp(width, dim, heads)
         self.details = DetailsExtractor(layers, layer_widths, detail_widths)
-        self.semantic_steps = self._steps(dim, detail_widths[-2:], semantic_widths, embedding)
-        self.detail_steps = self._steps(dim, detail_widths, detail_widths, embedding)
+        self.semantic_steps = self._steps(dim, detail_widths[-2:], semantic_widths, embedding, guided)
+        self.detail_steps = self._steps(dim, detail_widths, detail_widths, embedding, guided)
         self.semantic_out = nn.Conv2d(semantic_widths[0], 3, 1)
         last = detail_widths[0]
         self.detail_out = nn.Sequential(_block(last, last), nn.Conv2d(last, 1, 3, padding=1))
@@ -167,28 +177,45 @@ class ClipMatHead(nn.Module):
             self.semantic_out.bias[0] += 2.0  # most of a picture is not what is asked for
 
     @staticmethod
-    def _steps(dim: int, details: Sequence[int], widths: Sequence[int], embedding: int) -> nn.ModuleList:
-        above = [*widths[1:], dim]
-        return nn.ModuleList(_Step(a, d, w, embedding) for a, d, w in zip(above, details, widths, strict=True))
+    def _steps(dim: int, details: Sequence[int], widths: Sequence[int], embedding: int, guided: bool) -> nn.ModuleList:
+        above = zip([*widths[1:], dim], details, widths, strict=True)
+        return nn.ModuleList(_Step(a, d, w, embedding, guided) for a, d, w in above)
 
     def asks(self, label: str) -> str:
         """The label in the template that the head was trained with."""
         return self.template.format(label)
 
-    def forward(self, pixels: Tensor, image: ImageFeatures, text: TextFeatures, owner: Tensor) -> MatteLogits:
+    def guide(
+        self, segmenter: nn.Module | None, image: ImageFeatures, text: TextFeatures, owner: Tensor
+    ) -> Tensor | None:
+        """What a guided head reads of the segmentation of the same model, float[Q, 1, h, w]; None for any other."""
+        if not self.guided:
+            return None
+        assert segmenter is not None
+        with torch.no_grad():
+            return segmenter(image, text.pooled.float(), owner)[:, None].clamp(-_SURE, _SURE) / _SURE
+
+    def forward(
+        self, pixels: Tensor, image: ImageFeatures, text: TextFeatures, owner: Tensor, guide: Tensor | None = None
+    ) -> MatteLogits:
         """pixels: float[B, 3, H, W], those `image` was made from; text: one row for each of the Q questions; owner:
-        int64[Q], the picture of each. What depends on the picture alone is computed once a picture."""
+        int64[Q], the picture of each; guide: of a guided head. What depends on the picture alone is computed once a
+        picture."""
+        if self.guided != (guide is not None):
+            raise ValueError(f"guide: expected {'one' if self.guided else 'none'} for this head")
         pooled = F.normalize(text.pooled.float(), dim=-1) * text.pooled.shape[-1] ** 0.5
         keys, absent = self.prompt(text, pooled)
         tokens = self.pop_up(image.tokens, keys, absent, owner)
         coarse = tokens.transpose(1, 2).unflatten(2, image.grid)
         details = self.details(pixels, image)
-        semantic = self._decode(self.semantic_steps, coarse, details[-2:], pooled, owner)
-        fine = self._decode(self.detail_steps, coarse, details, pooled, owner)
+        semantic = self._decode(self.semantic_steps, coarse, details[-2:], pooled, owner, guide)
+        fine = self._decode(self.detail_steps, coarse, details, pooled, owner, guide)
         return MatteLogits(self.semantic_out(semantic), self.detail_out(fine)[:, 0])
 
     @staticmethod
-    def _decode(steps: nn.ModuleList, x: Tensor, details: list[Tensor], text: Tensor, owner: Tensor) -> Tensor:
+    def _decode(
+        steps: nn.ModuleList, x: Tensor, details: list[Tensor], text: Tensor, owner: Tensor, guide: Tensor | None
+    ) -> Tensor:
         for step, detail in zip(reversed(steps), reversed(details), strict=True):
-            x = step(x, detail, text, owner)
+            x = step(x, detail, text, owner, guide)
         return x

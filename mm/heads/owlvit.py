@@ -87,8 +87,8 @@ class OwlHead(nn.Module):
         self.merge_class_token, self.score, self.vote = merge_class_token, score, vote
         self.norm = nn.LayerNorm(width, eps=norm_eps)
         self.class_head = ClassHead(width, embedding)
-        self.box_head = _mlp(width, 4)
-        self.objectness_head = _mlp(width, 1) if objectness else None
+        self.box_head = three_layers(width, 4)
+        self.objectness_head = three_layers(width, 1) if objectness else None
         if self.objectness_head is not None:
             last = self.objectness_head[-1]
             assert isinstance(last, nn.Linear)
@@ -216,7 +216,7 @@ def released_weights(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def _mlp(width: int, out: int) -> nn.Sequential:
+def three_layers(width: int, out: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, width), nn.GELU(), nn.Linear(width, out))
 
 

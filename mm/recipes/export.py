@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mm.recipes.tiny_parts import (
+    CONNECTOR,
     DECODER_WIDTH,
     DETECT,
     EMBEDDING,
@@ -48,6 +49,7 @@ def export(training: HeadsTraining, out: Path) -> None:
     _decoder(training, partial / "decoder")
     world, threshold = _world(training.encoder)
     heads, connector = training.heads, training.speaker["connector"]
+    connector.find_as(heads["detect"])
     parts: dict[str, nn.Module] = {
         "detector": heads["detect"],
         "segmenter": heads["segment"],
@@ -76,7 +78,7 @@ def _config(threshold: float) -> dict[str, Any]:
         "encoder": dataclasses.asdict(SPEC),
         "detector": dataclasses.asdict(DETECT),
         "segmenter": dataclasses.asdict(SEGMENT),
-        "speaker": {"connector": "mlp", "d_in": WIDTH, "d_out": DECODER_WIDTH, "prompt": DEFAULT_PROMPT},
+        "speaker": {"connector": CONNECTOR, "d_in": WIDTH, "d_out": DECODER_WIDTH, "prompt": DEFAULT_PROMPT},
         "world": {"name": "drawn scenes", "threshold": round(threshold, 4)},
     }
 

@@ -92,9 +92,10 @@ def _blend(found: Tensor, alpha: Tensor, foreground: Tensor, pixels: Tensor) -> 
     return ((anew - pixels).square() + 1e-12).sqrt().mean() / 255
 
 
-def config_for(joined: Joined) -> ClipMatConfig:
-    """A small head for the features of this model's encoder, whatever their widths."""
-    spec = joined.spec
+def config_for(joined: Joined, *, guided: bool = False) -> ClipMatConfig:
+    """A small head for the features of this model's encoder, whatever their widths. A guided one is asked in the words
+    that its segmentation is asked in."""
+    spec, template = joined.spec, "{}" if guided else "the {}"
     if len(spec.layers) < 2:
         raise ValueError(f"a matting head reads two earlier maps or more, {joined.name} gives {len(spec.layers)}")
     layers = tuple(sorted(spec.layers))[: len(_DETAIL_WIDTHS) - 1]
@@ -103,8 +104,8 @@ def config_for(joined: Joined) -> ClipMatConfig:
         text = joined.encoder.encode_text(["thing"])
     return ClipMatConfig(
         width=spec.width, text_width=text.tokens.shape[-1], embedding=spec.embedding, dim=96, heads=4, context=8,
-        template="the {}", layers=layers, layer_widths=tuple(image.layers[i].shape[-1] for i in layers),
-        detail_widths=_DETAIL_WIDTHS[: len(layers) + 1], semantic_widths=(48, 64),
+        template=template, layers=layers, layer_widths=tuple(image.layers[i].shape[-1] for i in layers),
+        detail_widths=_DETAIL_WIDTHS[: len(layers) + 1], semantic_widths=(48, 64), guided=guided,
     )  # fmt: skip
 
 
@@ -125,7 +126,8 @@ class MatteTraining:
             with torch.no_grad():
                 image = self.joined.encoder.encode_image(pixels, spec.layers)
                 text = self._text(batch.texts)
-            out = self.head(pixels, image, text, batch.owner)
+            guide = self.head.guide(self.joined.segmenter, image, text, batch.owner)
+            out = self.head(pixels, image, text, batch.owner, guide)
         return matte_losses(out, batch.alpha, batch.foreground, raw[batch.owner])
 
     def _text(self, texts: list[str]) -> TextFeatures:
@@ -144,7 +146,7 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        training = MatteTraining(joined, config_for(joined))
+        training = MatteTraining(joined, config_for(joined, guided=joined.segmenter is not None))
     device = next(joined.encoder.parameters()).device  # pyright: ignore[reportAttributeAccessIssue]
     training.head.to(device).to(memory_format=torch.channels_last).train()
     batches = functools.partial(SoftBatches, side=joined.spec.preprocessing.input_hw[0])

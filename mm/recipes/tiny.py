@@ -80,6 +80,7 @@ class PairTraining(nn.Module):
             masks = self.heads["segment"](image, text[batch.ask_label], batch.ask_owner)
             attributes = self.attributes(image.tokens)
             told = batch.dialogues[batch.step % 2 :: 2]  # counts reach the towers by no other term
+            self.speaker["connector"].find_as(self.heads["detect"])
             spoken = dialogue_loss(self.speaker, self.encoder.rules.tokenizer, image, told)
         scale = self.encoder.logit_scale
         terms = {
@@ -114,6 +115,7 @@ class HeadsTraining(nn.Module):
                 boxes = self.heads["detect"](image, text)
                 masks = self.heads["segment"](image, text[batch.ask_label], batch.ask_owner)
                 terms = {**detection_loss(boxes, batch), "mask": mask_loss(masks, batch.ask_mask)}
+            self.speaker["connector"].find_as(self.heads["detect"])
             spoken = dialogue_loss(self.speaker, self.encoder.rules.tokenizer, image, batch.dialogues)
         return {**terms, "words": spoken}
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mm.connectors.projections import MLP
+from mm.connectors.table import build
 from mm.encoders.base import EncoderSpec, ImageFeatures
 from mm.encoders.preprocess import squashed
 from mm.encoders.text import TextSpec
@@ -17,6 +17,7 @@ from mm.heads.owlvit import OwlConfig, OwlHead
 from mm.recipes.tokenizer import train_tokenizer
 
 EMBEDDING, WIDTH, DECODER_WIDTH = 256, 256, 192
+CONNECTOR = "regions"
 VISION_ARCHITECTURE = "coatnet_bn_0_rw_224"
 VISION_ARGS: dict[str, Any] = {
     "img_size": 128, "embed_dim": (48, 96, WIDTH), "depths": (2, 2, 5),
@@ -68,7 +69,7 @@ def build_decoder(tokenizer: Any) -> nn.ModuleDict:
         num_attention_heads=6, num_key_value_heads=6, max_position_embeddings=256, tie_word_embeddings=True,
         pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
     ))  # fmt: skip
-    return nn.ModuleDict({"connector": MLP(WIDTH, DECODER_WIDTH), "decoder": decoder})
+    return nn.ModuleDict({"connector": build(CONNECTOR, WIDTH, DECODER_WIDTH), "decoder": decoder})
 
 
 def prepare(pixels: torch.Tensor) -> torch.Tensor:

@@ -152,6 +152,11 @@ def _training(
     at = next(grown.encoder.parameters())
     if at.dtype != torch.float32:
         raise InputError(f"model {joined.name!r} is in {at.dtype}; training wants float32 weights (and bf16=True)")
+    if trained and getattr(head, "guided", False):
+        raise InputError(
+            f"the matting head of {joined.name!r} is guided by its segmentation, which a trained encoder leaves "
+            "behind; keep the encoder frozen, or begin with fresh=True"
+        )
     table = text_table(grown, head, labels, at.device)
     if trained:
         encoder: Any = copy.deepcopy(grown.encoder).requires_grad_(True)

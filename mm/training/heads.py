@@ -44,11 +44,15 @@ class Kind:
 
 @dataclass(frozen=True, eq=False)
 class TextTable:
-    """What the text tower says of every label of the run, one row each; `pixels` undoes the normalisation."""
+    """What the text tower says of every label of the run, one row each; `pixels` undoes the normalisation.
+
+    segmenter: of the model, frozen, for a head that it guides.
+    """
 
     text: TextFeatures
     mean: Tensor
     std: Tensor
+    segmenter: nn.Module | None
 
     def rows(self, places: Tensor) -> TextFeatures:
         text = self.text
@@ -75,7 +79,7 @@ def text_table(joined: Joined, head: nn.Module, labels: tuple[str, ...], device:
         torch.tensor(values, device=device)[:, None, None]
         for values in (joined.spec.preprocessing.mean, joined.spec.preprocessing.std)
     )
-    return TextTable(TextFeatures(pooled, torch.cat(tokens), torch.cat(masks)), mean, std)
+    return TextTable(TextFeatures(pooled, torch.cat(tokens), torch.cat(masks)), mean, std, joined.segmenter)
 
 
 def _detect(head: Any, image: ImageFeatures, batch: HeadBatch, table: TextTable) -> dict[str, Tensor]:
@@ -87,7 +91,8 @@ def _segment(head: Any, image: ImageFeatures, batch: HeadBatch, table: TextTable
 
 
 def _matte(head: Any, image: ImageFeatures, batch: HeadBatch, table: TextTable) -> dict[str, Tensor]:
-    out = head(batch.pixels, image, table.rows(batch.ask_label), batch.ask_owner)
+    text, owner = table.rows(batch.ask_label), batch.ask_owner
+    out = head(batch.pixels, image, text, owner, head.guide(table.segmenter, image, text, owner))
     raw = table.pixels(batch.pixels)
     return matte_losses(out, batch.ask_alpha, batch.ask_colour, raw[batch.ask_owner])
 
