@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mm.connectors.base import Connector, Grid, as_map, as_tokens
-from mm.heads.owlvit import OwlHead, box_bias, three_layers
+from mm.kernels.boxes import box_bias, overlaps
 
 _DISTINCT = 0.6  # IoU from which two boxes are taken for one thing
 _SURE = 0.1  # how likely a token has to stand for a thing at all
@@ -30,8 +30,8 @@ class Regions(Connector):
         self.nothing = nn.Parameter(torch.randn(d_out) * 0.02)
         self.surroundings = nn.Linear(d_in, d_out)
 
-    def find_as(self, head: OwlHead) -> None:
-        """Takes how that head finds things."""
+    def find_as(self, head: nn.Module) -> None:
+        """Takes the weights with which that `OwlHead` finds things."""
         theirs = head.state_dict()
         for key, mine in self.finder.state_dict().items():
             mine.copy_(theirs[key])
@@ -53,12 +53,12 @@ class Regions(Connector):
 
 
 class Finder(nn.Module):
-    """Where each token's thing is, and how likely there is one: the parts of `OwlHead` that need no words."""
+    """Where each token's thing is, and how likely there is one: the parts of a detection head that need no words."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
-        self.box_head, self.objectness_head = three_layers(width, 4), three_layers(width, 1)
+        self.box_head, self.objectness_head = _mlp(width, 4), _mlp(width, 1)
 
     def forward(self, tokens: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
         """float[B, N, D] -> probabilities float32[B, N] and boxes float32[B, N, 4], cxcywh in 0..1."""
@@ -67,14 +67,14 @@ class Finder(nn.Module):
         return self.objectness_head(tokens)[..., 0].float().sigmoid(), boxes
 
 
+def _mlp(width: int, out: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, width), nn.GELU(), nn.Linear(width, out))
+
+
 def _distinct(thing: Tensor, boxes: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The `count` likeliest tokens whose boxes are not one thing, from left to right: int64[B, count], and whether
     there is a thing at all, bool[B, count]; those without come last."""
-    half = boxes[..., 2:] / 2
-    low, high = boxes[..., :2] - half, boxes[..., :2] + half
-    sides = torch.minimum(high[:, :, None], high[:, None]) - torch.maximum(low[:, :, None], low[:, None])
-    shared, area = sides.clamp(min=0).prod(-1), boxes[..., 2:].prod(-1)
-    alike = shared / (area[:, :, None] + area[:, None] - shared).clamp(min=1e-9) > _DISTINCT
+    alike = overlaps(boxes) > _DISTINCT
     row = torch.arange(len(thing), device=thing.device)
     left, places, likely = thing.clone(), [], []
     for _ in range(count):

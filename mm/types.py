@@ -41,7 +41,7 @@ class Caption(Result):
     text: str
     prompt: str | None
     tokens: int  # generated, the end token not counted
-    finish_reason: str  # "stop" at the end token, "length" at max_new_tokens
+    finish_reason: str  # "stop" at the end token or a stop string, "length" at max_new_tokens, "cancelled"
     size_hw: tuple[int, int]
     source: Source = UNKNOWN
 

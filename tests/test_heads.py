@@ -8,7 +8,7 @@ import torch
 from mm.connectors.projections import MLP, Linear
 from mm.encoders.base import ImageFeatures
 from mm.heads.clipseg_style import ClipSegStyleHead
-from mm.heads.owlvit import OwlBoxes, OwlHead, box_bias
+from mm.heads.owlvit import OwlBoxes, OwlHead
 
 
 def features(batch: int = 2, grid: tuple[int, int] = (4, 7), width: int = 12) -> ImageFeatures:
@@ -29,18 +29,6 @@ def segmenter() -> ClipSegStyleHead:
     return ClipSegStyleHead(
         width=12, embedding=8, reduced=8, depth=1, layers=(0,), layer_widths=(6,), widths=(4,)
     ).eval()
-
-
-def test_box_bias_is_the_published_one() -> None:
-    bias = box_bias((4, 4))
-    torch.testing.assert_close(bias[0], torch.full((4,), -1.0982), atol=1e-3, rtol=0)
-    torch.testing.assert_close(bias[-1], torch.tensor([9.2103, 9.2103, -1.0982, -1.0982]), atol=2e-3, rtol=0)
-
-
-def test_box_bias_of_a_wide_grid_counts_columns_along_x() -> None:
-    middle = box_bias((2, 4)).sigmoid().reshape(2, 4, 4)
-    torch.testing.assert_close(middle[0, :, 0], torch.tensor([0.25, 0.5, 0.75, 1.0]), atol=1e-3, rtol=0)
-    torch.testing.assert_close(middle[:, 0, 1], torch.tensor([0.5, 1.0]), atol=1e-3, rtol=0)
 
 
 def test_detection_says_one_box_a_token_and_one_logit_a_text() -> None:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mm.encoders.base import Grid, ImageFeatures
+from mm.kernels.boxes import box_bias
 
 _TEXTS_AT_ONCE = 4096
 _AS_GOOD = 0.8  # of the best overlap: cells that may stand for an example picture (v1)
@@ -87,8 +88,8 @@ class OwlHead(nn.Module):
         self.merge_class_token, self.score, self.vote = merge_class_token, score, vote
         self.norm = nn.LayerNorm(width, eps=norm_eps)
         self.class_head = ClassHead(width, embedding)
-        self.box_head = three_layers(width, 4)
-        self.objectness_head = three_layers(width, 1) if objectness else None
+        self.box_head = _mlp(width, 4)
+        self.objectness_head = _mlp(width, 1) if objectness else None
         if self.objectness_head is not None:
             last = self.objectness_head[-1]
             assert isinstance(last, nn.Linear)
@@ -216,18 +217,8 @@ def released_weights(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def three_layers(width: int, out: int) -> nn.Sequential:
+def _mlp(width: int, out: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, width), nn.GELU(), nn.Linear(width, out))
-
-
-def box_bias(grid: Grid, device: torch.device | str | None = None) -> Tensor:
-    """float32[h * w, 4]: the logits of a box of one cell at each cell's lower right corner, as OWL-ViT defines it."""
-    h, w = grid
-    x = torch.arange(1, w + 1, device=device).repeat(h) / w
-    y = torch.arange(1, h + 1, device=device).repeat_interleave(w) / h
-    size = torch.tensor([1 / w, 1 / h], device=device).expand(h * w, 2)
-    both = torch.cat([torch.stack([x, y], 1).clamp(0, 1), size], 1)
-    return torch.log(both + 1e-4) - torch.log1p(-both + 1e-4)
 
 
 def _overlap_with_whole(boxes_xyxy: Tensor) -> Tensor:
