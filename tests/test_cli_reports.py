@@ -162,7 +162,7 @@ def test_a_fault_makes_the_doctor_exit_with_1(monkeypatch: pytest.MonkeyPatch):
     assert answer.exit_code == 1 and "bring it back" in answer.stdout
 
 
-SCORES = {"detect": {"AP50": 0.8125, "AP": 0.5}, "caption": {"exact": 0.25}, "scenes": 3}
+SCORES = {"detect": {"AP50": 0.8125, "AP": 0.5}, "caption": {"exact": 0.25}, "unseen": True, "count": 3}
 README = "# x\n<!-- scores -->\nold\n<!-- /scores -->\nend\n"
 
 
@@ -181,8 +181,12 @@ def test_eval_scenes_prints_writes_and_renews_the_readme(monkeypatch: pytest.Mon
     assert asked == [{"model": "tiny", "count": 3, "seed": 0, "unseen": True, "progress": False}]
     assert json.loads(out.read_text("utf-8")) == SCORES
     text = readme.read_text("utf-8")
-    assert "| detect AP50 | 0.812 |" in text and "old" not in text and text.endswith("end\n")
+    assert "| detect AP50 |  | 0.812 |" in text and "old" not in text and text.endswith("end\n")
     assert measure.with_scores(text, SCORES) == text
+    both = measure.with_scores(text, {"unseen": False, "count": 3, "detect": {"AP50": 0.9, "AP": 0.7}})
+    assert "| measure | seen | unseen |" in both and "count" not in both
+    assert "| detect AP50 | 0.900 | 0.812 |" in both and "| caption exact |  | 0.250 |" in both
+    assert measure.with_scores(both, SCORES) == both
     assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "scores.json"]
     assert json.loads(invoke("eval", "scenes", "--json").stdout) == SCORES
 

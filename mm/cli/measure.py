@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-SCORES_BEGIN, SCORES_BEGIN_UNSEEN, SCORES_END = "<!-- scores -->", "<!-- scores unseen -->", "<!-- /scores -->"
+SCORES_BEGIN, SCORES_END = "<!-- scores -->", "<!-- /scores -->"
 
 evaluation = typer.Typer(
     help="Measure the quality of a model.", no_args_is_help=True, rich_markup_mode=None, add_completion=False
@@ -39,7 +39,7 @@ def scenes(
     json: Annotated[bool, typer.Option("--json", help="Print the scores as one JSON object.")] = False,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the scores as JSON.")] = None,
     readme: Annotated[
-        Path | None, typer.Option(metavar="FILE", help=f"Renew the table between {SCORES_BEGIN} marks.")
+        Path | None, typer.Option(metavar="FILE", help=f"Renew a column between {SCORES_BEGIN} and its end.")
     ] = None,
 ) -> None:
     """Score a model on held-out drawn scenes.
@@ -65,15 +65,26 @@ def scenes(
 
 
 def with_scores(readme: str, scores: dict[str, Any]) -> str:
-    """The text of a README with the table of `scores` between its two marks."""
+    """The text of a README whose table between the two marks has `scores` in the column of seen or unseen scenes."""
     from mm.cli import render
 
-    begin = SCORES_BEGIN_UNSEEN if scores.get("unseen") else SCORES_BEGIN
-    before, mark, rest = readme.partition(begin)
-    _, end, after = rest.partition(SCORES_END)
+    before, mark, rest = readme.partition(SCORES_BEGIN)
+    table, end, after = rest.partition(SCORES_END)
     if not (mark and end):
-        raise typer.BadParameter(f"the README has no {begin} … {SCORES_END}")
-    return f"{before}{mark}\n{render.markdown(render.flatten(scores))}\n{end}{after}"
+        raise typer.BadParameter(f"the README has no {SCORES_BEGIN} … {SCORES_END}")
+    columns = _columns(table)
+    told = {task: figures for task, figures in scores.items() if isinstance(figures, dict)}
+    columns["unseen" if scores["unseen"] else "seen"] = {row["measure"]: row["value"] for row in render.flatten(told)}
+    measures = dict.fromkeys([*columns["unseen"], *columns["seen"]])
+    rows = [{"measure": m} | {name: column.get(m) for name, column in columns.items()} for m in measures]
+    return f"{before}{mark}\n{render.markdown(rows)}\n{end}{after}"
+
+
+def _columns(table: str) -> dict[str, dict[str, Any]]:
+    """What a table of `with_scores` says of seen and of unseen scenes; nothing where it is another."""
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("|")]
+    body = rows[2:] if rows[:1] == [["measure", "seen", "unseen"]] else []
+    return {name: {row[0]: row[i] for row in body if row[i]} for i, name in ((1, "seen"), (2, "unseen"))}
 
 
 @evaluation.command()
