@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 IMAGE := demos/images/drawing.png
 
 .DEFAULT_GOAL := help
-.PHONY: help try test check format weights eval bench clean
+.PHONY: help try test check format weights eval pictures bench clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
@@ -50,10 +50,16 @@ format: $(VENV)/.installed-dev ## format and sort the imports
 
 weights: $(VENV)/.installed ## train the embedded weights anew (hours on two cores)
 	$(BIN)/python -m mm.recipes.tiny --work runs/tiny
+	$(BIN)/python -m mm.recipes.matting --work runs/matte
 
 eval: $(VENV)/.installed ## measure the embedded weights; writes the scores and the README's table
 	$(BIN)/mm eval scenes --out mm/weights/tiny/scores.json --readme README.md
 	$(BIN)/mm eval scenes --unseen --out mm/weights/tiny/scores_unseen.json --readme README.md
+
+pictures: $(VENV)/.installed ## draw the README's pictures anew
+	$(BIN)/python demos/read_picture.py
+	$(BIN)/mm segment demos/images/drawing.png -l "red car" -l "black cat" --save demos/images
+	$(BIN)/mm matte demos/images/drawing.png -l "black cat" --background gold --save demos/images
 
 bench: $(VENV)/.installed ## time the library on this machine
 	$(BIN)/mm bench

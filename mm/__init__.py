@@ -13,8 +13,8 @@ from mm.version import __version__
 
 if TYPE_CHECKING:
     import mm.errors as errors
+    from mm.checkpoints.loading import load
     from mm.joining import join
-    from mm.loading import load
     from mm.tasks.ask import ask
     from mm.tasks.caption import caption
     from mm.tasks.classify import classify
@@ -42,7 +42,7 @@ __all__ = [
     "matte",
     "segment",
 ]
-_HOMES = {"load": "mm.loading", "join": "mm.joining", "fit": "mm.training.fit"}
+_HOMES = {"load": "mm.checkpoints.loading", "join": "mm.joining", "fit": "mm.training.fit"}
 
 
 def __getattr__(name: str) -> Any:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mm.encoders.base import ImageFeatures
-from mm.geometry import Geometry
 from mm.images import Picture
+from mm.pictures.geometry import Geometry
 from mm.store import FeatureStore, feature_key
 
 if TYPE_CHECKING:

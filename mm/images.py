@@ -2,7 +2,7 @@
 
 A picture is uint8[H, W, 3]: sRGB, upright by EXIF, transparency laid on one stated background, the first
 frame of an animation. What a file holds is told by its content, never by its name, and its size is checked
-in the header, before anything is decoded. How pixels are converted stands in `mm.pixels`.
+in the header, before anything is decoded. How pixels are converted stands in `mm.pictures.pixels`.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ import numpy as np
 from PIL import Image
 
 from mm.errors import ImageInputError, MMError, ResourceLimitError
-from mm.fetch import fetch, is_url, printable, public_name
 from mm.limits import DEFAULT_LIMITS, Limits
-from mm.pixels import check_size, decode, eight_bits, normalised
+from mm.pictures.fetch import fetch, is_url, printable, public_name
+from mm.pictures.pixels import check_size, decode, eight_bits, normalised
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from mm.encoders.base import Encoder, EncoderSpec, ImageFeatures
 from mm.errors import InputError, TextInputError
-from mm.geometry import Geometry
 from mm.images import Picture
-from mm.side_by_side import side_by_side
+from mm.pictures.geometry import Geometry
+from mm.pictures.side_by_side import side_by_side
 from mm.templates import AS_IS, filled
 from mm.vlm import Speaker
 from mm.world import World

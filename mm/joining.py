@@ -11,18 +11,20 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from mm.checkpoint import load_into, load_tensors
+from mm.checkpoints.hub import locate
+from mm.checkpoints.loading import load
+from mm.checkpoints.reading import load_into, load_tensors
+from mm.checkpoints.saved import Parts, decoder_home, save, weights_of
 from mm.connectors import keys
 from mm.connectors.base import Connector, Grid
+from mm.connectors.regions import Regions
 from mm.connectors.table import build
 from mm.decoders.folder import chat_template, load_decoder, prompts_for
 from mm.encoders.build import Dtype, licence_of
 from mm.errors import InputError
-from mm.hub import locate
+from mm.heads.owlvit import OwlHead
 from mm.joined import Joined
-from mm.loading import load
 from mm.outline import DecoderOutline, EncoderOutline, decoder_outline, encoder_outline
-from mm.saved import Parts, decoder_home, save, weights_of
 from mm.vlm import Speaker, View, seen
 
 Feature = Literal["patches", "all"]
@@ -107,6 +109,8 @@ class Plan:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             connector = _connector(self.connector, self.width, self.language.width, self.grid, self.settings)
+        if isinstance(connector, Regions):
+            connector.find_as(_detector(base, self.layers))
         if self.weights:
             load_into(connector, _published(self.connector, self.weights), self.weights.name)
         home = decoder_home(locate(self.decoder).folder)
@@ -182,8 +186,9 @@ def join(
 ) -> Any:
     """One model out of an image encoder, a connector and a language model; `model.plan` says what it is made of.
 
-    encoder: a name (`mm.names`), a folder, or what `mm.load` gave. decoder: a hub id or folder of any causal language
-    model of transformers, or `tiny`. connector: a name of `mm.connectors.table`, with its settings (`out=64`).
+    encoder: a name (`mm.checkpoints.names`), a folder, or what `mm.load` gave. decoder: a hub id or folder of any
+    causal language model of transformers, or `tiny`. connector: a name of `mm.connectors.table`, with its settings
+    (`out=64`).
     layer: the block whose tokens the connector reads, -2 for the last but one, or several, side by side in the
     channels; None for the tower's last tokens, after its last norm.
     weights: published weights of the connector, a safetensors file; otherwise they are random, by `seed`, and have to
@@ -250,6 +255,17 @@ def _connector(name: str, d_in: int, d_out: int, grid: Grid, settings: dict[str,
     except (ValueError, TypeError) as error:
         raise InputError(f"connector: {error}") from None
     return made
+
+
+def _detector(base: Joined, layers: tuple[int, ...]) -> OwlHead:
+    """The head by which `regions` finds things, on the tokens that the connector reads."""
+    head = base.detector
+    if layers or not isinstance(head, OwlHead) or head.objectness_head is None or head.merge_class_token:
+        raise InputError(
+            "connector: 'regions' finds things as a detection head on the encoder's last tokens does, and "
+            f"{base.name!r} has none that fits; train one (mm.fit, head='detect') and join the folder that it wrote"
+        )
+    return head
 
 
 def _published(name: str, file: Path) -> dict[str, torch.Tensor]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from mm.checkpoint import read_json
+from mm.checkpoints.reading import read_json
 from mm.decoders.base import context_of
 from mm.decoders.folder import causal_class, read_config
 from mm.encoders.base import Grid
@@ -73,7 +73,7 @@ def encoder_outline(folder: Path, layers: tuple[int, ...]) -> EncoderOutline:
 
 def _joined(folder: Path, said: dict[str, Any], layers: tuple[int, ...]) -> EncoderOutline:
     """A folder of ours: it names its encoder, or holds a trunk of timm whose stages are counted with the stem."""
-    from mm.saved import part_folder
+    from mm.checkpoints.saved import part_folder
 
     if "from" in said:
         return encoder_outline(part_folder(folder, said["from"]), layers)

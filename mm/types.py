@@ -15,9 +15,9 @@ import numpy as np
 from PIL import Image
 
 from mm.errors import InputError, nearest
-from mm.fields import floats, same_length, size, text, texts, whole, wrong
-from mm.result import UNKNOWN, Colors, Listed, Result, Source
-from mm.segmentation import Matte, Segment, Segmentation
+from mm.results.base import UNKNOWN, Colors, Listed, Result, Source
+from mm.results.fields import floats, same_length, size, text, texts, whole, wrong
+from mm.results.segmentation import Matte, Segment, Segmentation
 
 __all__ = [
     "Caption",
@@ -56,7 +56,7 @@ class Caption(Result):
 
     def plot(self, image: Any, *, font: Any = None) -> Image.Image:
         """A new RGB picture with the text in a band below; `image` is anything `open_image` takes."""
-        from mm.draw import draw_caption
+        from mm.results.draw import draw_caption
 
         return draw_caption(image, self, font=font)
 
@@ -164,37 +164,37 @@ class Detections(Listed):
         colors: RGB by label, for those that shall not have their usual one.
         font: path of a TrueType font for scripts beyond Latin, Greek, Cyrillic, Hebrew and Arabic.
         """
-        from mm.draw import draw_detections
+        from mm.results.draw import draw_detections
 
         return draw_detections(image, self, colors=colors, font=font)
 
     def to_coco(self, image_id: int = 1, *, file_name: str = "", first_id: int = 1) -> dict[str, Any]:
-        """A COCO data set of this one picture; see `mm.formats.to_coco`."""
-        from mm.formats import to_coco
+        """A COCO data set of this one picture; see `mm.results.formats.to_coco`."""
+        from mm.results.formats import to_coco
 
         return to_coco(self, image_id, file_name=file_name, first_id=first_id)
 
     def to_yolo(self, names: Sequence[str]) -> str:
-        """Lines ``class cx cy w h score``; see `mm.formats.to_yolo`."""
-        from mm.formats import to_yolo
+        """Lines ``class cx cy w h score``; see `mm.results.formats.to_yolo`."""
+        from mm.results.formats import to_yolo
 
         return to_yolo(self, names)
 
     def to_label_studio(self, image: str) -> dict[str, Any]:
-        """A Label Studio task with a prediction; see `mm.formats.to_label_studio`."""
-        from mm.formats import to_label_studio
+        """A Label Studio task with a prediction; see `mm.results.formats.to_label_studio`."""
+        from mm.results.formats import to_label_studio
 
         return to_label_studio(self, image)
 
     def to_transformers(self) -> list[dict[str, Any]]:
-        """As transformers' zero-shot-object-detection pipeline; see `mm.formats.to_transformers`."""
-        from mm.formats import to_transformers
+        """As transformers' zero-shot-object-detection pipeline; see `mm.results.formats.to_transformers`."""
+        from mm.results.formats import to_transformers
 
         return to_transformers(self)
 
     def to_supervision(self) -> Any:
-        """A `supervision.Detections`; see `mm.formats.to_supervision`."""
-        from mm.formats import to_supervision
+        """A `supervision.Detections`; see `mm.results.formats.to_supervision`."""
+        from mm.results.formats import to_supervision
 
         return to_supervision(self)
 
@@ -247,7 +247,7 @@ class Classification(Listed):
 
     def plot(self, image: Any, *, best: int = 5, colors: Colors | None = None, font: Any = None) -> Image.Image:
         """A new RGB picture with bars for the `best` labels in a band below."""
-        from mm.draw import draw_classification
+        from mm.results.draw import draw_classification
 
         return draw_classification(image, self, best=best, colors=colors, font=font)
 

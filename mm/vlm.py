@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from mm.decoders.base import Decoder
 from mm.encoders.base import Encoder, Grid, ImageFeatures
 from mm.errors import InputError
-from mm.padding import squared
-from mm.prompts import Prompt, Prompts
+from mm.generation.prompts import Prompt, Prompts
+from mm.pictures.padding import squared
 
 
 @dataclass(frozen=True)

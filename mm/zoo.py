@@ -1,7 +1,7 @@
 """What the library knows of models by name. Reading this table imports nothing heavy.
 
-The embedded default comes first; behind it stand published checkpoints, which `mm.hub` fetches where the caller
-asks for one. Parameters were counted by building each architecture without weights.
+The embedded default comes first; behind it stand published checkpoints, which `mm.checkpoints.hub` fetches where the
+caller asks for one. Parameters were counted by building each architecture without weights.
 
 Licences: timm 1.0's metadata for SigLIP, MetaCLIP, MobileCLIP and DINOv2, the projects' own repositories for CLIP
 (openai/CLIP), LAION's models, TinyCLIP (microsoft/Cream) and OWL-ViT (google-research/scenic). "see model card"
@@ -13,8 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from mm.checkpoints.families import FAMILIES
 from mm.errors import CheckpointError, nearest
-from mm.families import FAMILIES
 
 _OPEN_CLIP = "open_clip docs/openclip_results.csv"
 _META = "MetaCLIP README"
@@ -36,8 +36,8 @@ class Entry:
     """One model.
 
     reference: where the weights lie, `hf:org/name` or `open_clip:NAME/TAG`; "" for an embedded one. family: of
-    `mm.families`. parameters: in millions, image and text tower together. input: pixels. embedding: width of the
-    joint embedding, of the pooled feature where there is no text tower. world: what its training pictures were.
+    `mm.checkpoints.families`. parameters: in millions, image and text tower together. input: pixels. embedding: width
+    of the joint embedding, of the pooled feature where there is no text tower. world: what its training pictures were.
     top1: published zero-shot top-1 on ImageNet-1k in percent, and its source; None where nobody published one.
     """
 

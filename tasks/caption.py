@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 
+from mm.checkpoints.loading import as_model
 from mm.encoded import Encoded
 from mm.errors import InputError
-from mm.generation import Row, deltas, generate
+from mm.generation.loop import Row, deltas, generate
+from mm.generation.prompts import Prompt, asked
 from mm.joined import Joined
 from mm.labels import check_text
 from mm.limits import DEFAULT_LIMITS, Limits
-from mm.loading import as_model
-from mm.prompts import Prompt, asked
 from mm.tasks.each import Cache, Model, OnError, each, source
 from mm.tasks.encode import encode
 from mm.types import Caption

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
+from mm.checkpoints.photo import for_task
 from mm.encoded import Encoded, stacked
 from mm.joined import Joined
 from mm.labels import check_labels
 from mm.limits import DEFAULT_LIMITS, Limits
-from mm.photo import for_task
 from mm.tasks.each import Cache, Model, OnError, cut_warnings, each, source
 from mm.templates import AS_IS, PHOTO, chosen
 from mm.types import Classification

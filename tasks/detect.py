@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mm.checkpoints.photo import for_task
 from mm.encoded import Encoded
 from mm.errors import InputError
 from mm.heads.owlvit import OwlHead
 from mm.joined import Joined
 from mm.labels import Labels, check_labels
 from mm.limits import DEFAULT_LIMITS, Limits
-from mm.photo import for_task
 from mm.tasks.each import Cache, Model, OnError, cut_warnings, each, source, unit
 from mm.tasks.encode import encode
 from mm.types import Detections

@@ -7,19 +7,19 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+from mm.checkpoints.loading import as_model
 from mm.encoded import Encoded, encode_pictures
 from mm.errors import InputError, MMError, nearest
 from mm.images import Picture, open_image
 from mm.joined import Joined
 from mm.limits import DEFAULT_LIMITS, Limits
-from mm.loading import as_model
-from mm.side_by_side import side_by_side
+from mm.pictures.side_by_side import side_by_side
 from mm.store import FeatureStore, as_store
 from mm.types import ErrorRecord, Source
 from mm.version import __version__
 from mm.world import describe
 
-Model = str | os.PathLike[str] | Joined  # a name (`mm.names`), a folder, or what `mm.load` gave
+Model = str | os.PathLike[str] | Joined  # a name (`mm.checkpoints.names`), a folder, or what `mm.load` gave
 Cache = str | os.PathLike[str] | FeatureStore | None
 OnError = Literal["raise", "record", "skip"]
 _ON_ERROR = ("raise", "record", "skip")

@@ -7,13 +7,13 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from mm.checkpoints.loading import as_model
+from mm.checkpoints.photo import for_task
 from mm.encoded import Encoded
 from mm.errors import InputError
 from mm.joined import Joined
 from mm.labels import check_text
 from mm.limits import DEFAULT_LIMITS, Limits
-from mm.loading import as_model
-from mm.photo import for_task
 from mm.tasks.each import Cache, Model, cut_warnings, each, provenance, source
 from mm.types import Embeddings
 

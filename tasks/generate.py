@@ -8,16 +8,16 @@ from typing import Any
 
 import torch
 
+from mm.checkpoints.loading import as_model
 from mm.encoded import Encoded, encode_pictures
 from mm.errors import InputError
-from mm.generation import Row
-from mm.generation import generate as steps
+from mm.generation.loop import Row
+from mm.generation.loop import generate as steps
+from mm.generation.prompts import Plain, Prompt, Turn, begin_ids
+from mm.generation.sampling import GREEDY, Sampling
 from mm.images import Picture, open_image
 from mm.joined import Joined
 from mm.limits import DEFAULT_LIMITS, Limits
-from mm.loading import as_model
-from mm.prompts import Plain, Prompt, Turn, begin_ids
-from mm.sampling import GREEDY, Sampling
 from mm.store import as_store
 from mm.tasks.caption import check_new_tokens, check_prompt, speaker_of
 from mm.tasks.each import Cache, Model, provenance, source

@@ -11,16 +11,16 @@ import numpy as np
 import torch
 from torch import nn
 
+from mm.checkpoints.photo import for_matte, for_task
 from mm.encoded import Encoded, encode_pictures
 from mm.errors import InputError, nearest
 from mm.heads.clipmat import ClipMatHead
+from mm.heads.trimap import foreground_of, trimap_of
 from mm.heads.vitmatte import VitMatte, load_vitmatte
 from mm.images import Picture
 from mm.joined import Joined
 from mm.labels import check_text
 from mm.limits import DEFAULT_LIMITS, Limits
-from mm.matting import foreground_of, trimap_of
-from mm.photo import for_matte, for_task
 from mm.tasks.each import Model, OnError, cut_warnings, each, source
 from mm.tasks.segment import segment
 from mm.types import Matte

@@ -11,16 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mm.checkpoints.photo import for_task
 from mm.encoded import Encoded, encode_pictures
 from mm.errors import InputError
 from mm.images import Picture
 from mm.joined import Joined
 from mm.labels import Labels, check_labels
 from mm.limits import DEFAULT_LIMITS, Limits
-from mm.photo import for_task
+from mm.pictures.tiles import Tile, blended, tiles
 from mm.tasks.each import Cache, Model, OnError, cut_warnings, each, source, unit
 from mm.tasks.encode import encode
-from mm.tiles import Tile, blended, tiles
 from mm.types import Segmentation
 
 _TEXTS_AT_ONCE = 32

@@ -15,11 +15,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from mm.check import battery, check
+from mm.checking.check import battery, check
+from mm.checking.expectations import differences
+from mm.checkpoints.families import CLIP_MEAN, CLIP_STD, FAMILIES
 from mm.cli.app import app
 from mm.encoders.build import load_encoder
-from mm.expectations import differences
-from mm.families import CLIP_MEAN, CLIP_STD, FAMILIES
 from mm.zoo import MODELS
 from tests.parity import encoder_transformers_folders as make
 
@@ -144,8 +144,8 @@ def test_a_spoilt_setting_makes_the_command_fail_with_the_columns_name(
 def test_a_known_name_is_held_against_its_own_family(
     sound: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mm import check as module
-    from mm.hub import Located
+    from mm.checking import check as module
+    from mm.checkpoints.hub import Located
 
     monkeypatch.setattr(module, "locate", lambda _: Located(sound("open_clip"), "abc", "open_clip"))
     report = check("mobileclip-s1")

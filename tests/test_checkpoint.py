@@ -14,7 +14,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mm.checkpoint import check_folder, fingerprint, load_into, load_tensors, load_weights, read_header, read_json
+from mm.checkpoints.reading import (
+    check_folder,
+    fingerprint,
+    load_into,
+    load_tensors,
+    load_weights,
+    read_header,
+    read_json,
+)
 from mm.errors import CheckpointError
 
 

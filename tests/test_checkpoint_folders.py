@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mm.checkpoint import check_folder, read_json
+from mm.checkpoints.reading import check_folder, read_json
 from mm.errors import CheckpointError
 
 

@@ -173,7 +173,7 @@ def test_eval_scenes_prints_writes_and_renews_the_readme(monkeypatch: pytest.Mon
         asked.append(options)
         return SCORES
 
-    monkeypatch.setitem(sys.modules, "mm.evaluate", SimpleNamespace(evaluate_scenes=evaluate_scenes))
+    monkeypatch.setitem(sys.modules, "mm.evaluation.scenes", SimpleNamespace(evaluate_scenes=evaluate_scenes))
     out, readme = tmp_path / "scores.json", tmp_path / "README.md"
     readme.write_text(README, encoding="utf-8")
     answer = invoke("eval", "scenes", "--count", 3, "--unseen", "--out", out, "--readme", readme)

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from mm.checkpoints.loading import load
 from mm.encoders.base import ImageFeatures, TextFeatures
 from mm.heads.clipmat import ClipMatConfig, ClipMatHead, MatteLogits
-from mm.loading import load
 from mm.recipes.matting import classes_of, config_for, laplacian, matte_losses
 
 SMALL = ClipMatConfig(

@@ -13,17 +13,17 @@ import torch
 from PIL import Image
 
 import mm
+from mm.checkpoints.loading import load
 from mm.errors import InputError
 from mm.evaluation.report import evaluate_detect, evaluate_matte, evaluate_segment
 from mm.heads.clipmat import ClipMatHead
 from mm.joined import Joined
-from mm.loading import load
 from mm.metrics.detection import detection_figures
 from mm.metrics.lvis import lvis_figures
 from mm.metrics.matting import MattingScore
 from mm.metrics.segmentation import MaskScore
-from mm.packing import encode_rle
 from mm.recipes.matting import config_for
+from mm.results.packing import encode_rle
 from mm.scenes import Scene, render_scene
 
 SEEDS = (1, 2, 5, 7)

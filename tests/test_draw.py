@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mm.draw import checkerboard, color_of, text_color_on
 from mm.errors import ImageInputError, InputError
+from mm.results.draw import checkerboard, color_of, text_color_on
 from mm.types import Caption, Classification, Detections, Matte, Segmentation
 
 SIZE = (120, 160)

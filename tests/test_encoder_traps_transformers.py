@@ -14,10 +14,10 @@ import transformers
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from mm.checkpoints.loading import load
 from mm.encoders.build import load_encoder
 from mm.errors import CheckpointError, ImageInputError
 from mm.images import open_image
-from mm.loading import load
 from tests.parity import encoder_transformers_folders as make
 
 

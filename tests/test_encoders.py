@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
+from mm.checkpoints.loading import load
 from mm.encoders.base import Encoder
 from mm.images import open_image
-from mm.loading import load
 from mm.scenes import render_scene
 from mm.zoo import EMBEDDED
 

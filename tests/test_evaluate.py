@@ -9,14 +9,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from mm import evaluate
 from mm.errors import InputError
-from mm.evaluate import Said, classify_figures, evaluate_scenes, matte_figures, scene_figures
-from mm.recipes.batches import TRAIN_SEED
-from mm.scenes import Scene, SceneObject, caption_of, render_scene, render_single
-from mm.scenes.soft import matte_of
-from mm.scenes.vocabulary import HELD_OUT_PAIRS, SEEN_PAIRS
-from mm.scores import (
+from mm.evaluation import scenes as evaluate
+from mm.evaluation.scene_scores import (
     AnswerScore,
     CaptionScore,
     DetectScore,
@@ -25,6 +20,11 @@ from mm.scores import (
     asked_of,
     labels_of,
 )  # fmt: skip
+from mm.evaluation.scenes import Said, classify_figures, evaluate_scenes, matte_figures, scene_figures
+from mm.recipes.batches import TRAIN_SEED
+from mm.scenes import Scene, SceneObject, caption_of, render_scene, render_single
+from mm.scenes.soft import matte_of
+from mm.scenes.vocabulary import HELD_OUT_PAIRS, SEEN_PAIRS
 from mm.types import Detections, Matte, Segmentation
 
 

@@ -11,8 +11,8 @@ import time
 import pytest
 
 from mm.errors import ImageInputError, InputError, ResourceLimitError
-from mm.fetch import fetch, is_url, public_name
 from mm.limits import Limits
+from mm.pictures.fetch import fetch, is_url, public_name
 
 PUBLIC, OTHER_PUBLIC = "93.184.215.14", "2606:2800:21f:cb07:6820:80da:af6b:8b2c"
 BODY = b"\x89PNG and so on"

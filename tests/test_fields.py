@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mm.errors import InputError
-from mm.fields import bools, dictionaries, entry_of, finite, floats, size, texts, whole
+from mm.results.fields import bools, dictionaries, entry_of, finite, floats, size, texts, whole
 
 
 def test_arrays_are_copied_once_and_then_kept():

@@ -14,14 +14,14 @@ from torch import nn
 from typer.testing import CliRunner
 
 import mm
+from mm.checkpoints.headed import KINDS, described
+from mm.checkpoints.loading import load
 from mm.cli.app import app
 from mm.errors import CheckpointError, InputError
-from mm.headed import KINDS, described
 from mm.heads.clipmat import ClipMatHead
 from mm.heads.clipseg import ClipSegHead
 from mm.heads.owlvit import OwlHead
 from mm.joined import Joined
-from mm.loading import load
 from mm.training.data import open_data
 from mm.training.fit import fit
 from mm.training.validate import validated

@@ -9,7 +9,8 @@ import pytest
 from faster_coco_eval import COCO
 
 from mm.errors import InputError, MissingExtraError, ResourceLimitError
-from mm.formats import (
+from mm.limits import Limits
+from mm.results.formats import (
     detections_from_coco,
     detections_from_label_studio,
     detections_from_supervision,
@@ -23,7 +24,6 @@ from mm.formats import (
     to_transformers,
     to_yolo,
 )
-from mm.limits import Limits
 from mm.types import Detections, Segmentation, Source
 
 SIZE = (37, 53)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from mm.checkpoints.loading import load
 from mm.decoders.causal import greedy
 from mm.errors import ResourceLimitError
-from mm.generation import deltas, generate
+from mm.generation.loop import deltas, generate
 from mm.kernels.cache import KVPrefix
-from mm.loading import load
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def test_the_last_allowed_token_says_length(decoder) -> None:
 
 
 def test_deltas_give_only_whole_characters(decoder) -> None:
-    from mm.generation import Row
+    from mm.generation.loop import Row
 
     ids = [decoder.tokenizer.convert_tokens_to_ids(f"<0x{b:02X}>") for b in "né".encode()]
     steps = ([Row(ids[: i + 1], "stop" if i + 1 == len(ids) else None)] for i in range(len(ids)))

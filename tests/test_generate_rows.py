@@ -12,10 +12,10 @@ import torch
 from mm.decoders.base import Decoder
 from mm.decoders.build import build_decoder
 from mm.errors import InputError, ResourceLimitError
-from mm.generation import Row, deltas, generate
+from mm.generation.loop import Row, deltas, generate
+from mm.generation.sampling import Sampling
+from mm.generation.writing import Writing, whole_text
 from mm.recipes.tokenizer import train_tokenizer
-from mm.sampling import Sampling
-from mm.writing import Writing, whole_text
 from mm.zoo import EMBEDDED
 
 

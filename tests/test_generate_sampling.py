@@ -17,7 +17,7 @@ from transformers.generation.logits_process import (
 )
 
 from mm.errors import InputError
-from mm.sampling import Chooser, Sampling, processed
+from mm.generation.sampling import Chooser, Sampling, processed
 
 SEEN = [5, 9, 9, 40, 77]
 

@@ -13,7 +13,7 @@ from torchvision.transforms import functional as torchvision_functional
 from transformers import CLIPImageProcessor
 
 from mm.errors import InputError
-from mm.geometry import Geometry, fit
+from mm.pictures.geometry import Geometry, fit
 
 POLICIES = ("squash", "crop", "letterbox", "pad")
 SIZES = [(7, 5), (480, 641), (1, 1), (1, 300), (300, 1), (33, 32), (129, 1023), (1, 32_768), (31_999, 3)]

@@ -40,7 +40,7 @@ HEAVY = ["torch", "torchvision", "transformers", "diffusers", "open_clip", "timm
 # The face, the command line, the measurements and the recipes stand on top of the tasks.
 LAYERS = {"mm.kernels": 0, "mm.connectors": 1, "mm": 2, "mm.tasks": 3, "demos": 5}
 LAYERS |= dict.fromkeys(
-    ("mm.__init__", "mm.__main__", "mm.bench", "mm.cli", "mm.evaluate", "mm.evaluation", "mm.recipes", "mm.training"), 4
+    ("mm.__init__", "mm.__main__", "mm.bench", "mm.cli", "mm.evaluation", "mm.recipes", "mm.training"), 4
 )
 
 
@@ -143,7 +143,7 @@ def test_starting_loads_nothing_heavy(code: str):
 def expected_contents() -> set[str]:
     """What a wheel holds beside its metadata: the library's code, its data, and nothing else."""
     names = {module.replace(".", "/") + ".py" for module, _ in source_files() if not module.startswith("demos")}
-    for folder in ("fonts", "weights"):
+    for folder in ("results/fonts", "weights"):
         data = (path for path in (ROOT / "mm" / folder).rglob("*") if path.is_file())
         names |= {path.relative_to(ROOT).as_posix() for path in data if "__pycache__" not in path.parts}
     return names | {"mm/py.typed"}

@@ -14,10 +14,10 @@ import torch
 from huggingface_hub import errors
 from safetensors.torch import save_file
 
+from mm.checkpoints.hub import Located, locate
+from mm.checkpoints.names import Reference, parse
+from mm.checkpoints.paths import plain_name
 from mm.errors import CheckpointError, InputError
-from mm.hub import Located, locate
-from mm.names import Reference, parse
-from mm.paths import plain_name
 from mm.zoo import EMBEDDED
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

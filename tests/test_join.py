@@ -13,9 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import mm
+from mm.checkpoints.loading import load
 from mm.errors import CheckpointError, InputError
+from mm.generation.prompts import asked
 from mm.joining import Plan, save_joined
-from mm.prompts import asked
 from tests.parity.llava_folders import TOWERS, WIDTH, shaken, tokenizer
 
 WORDS = (
@@ -73,6 +74,16 @@ def test_a_plan_says_what_fits_and_reads_no_weight(parts: tuple[Path, Path], tmp
         assert said in text
     with pytest.raises(CheckpointError, match="not a safetensors file"):
         plan.build()
+
+
+def test_regions_are_found_by_the_encoder_s_own_detection_head(parts: tuple[Path, Path]) -> None:
+    model = mm.join(encoder="tiny", decoder=parts[1], connector="regions", regions=3)
+    detector, connector = load("tiny").detector, model.speaker.connector
+    assert model.plan.out == 7 and detector is not None
+    theirs = detector.state_dict()
+    assert all(torch.equal(value, theirs[key]) for key, value in connector.finder.state_dict().items())
+    with pytest.raises(InputError, match="'regions' finds things as a detection head"):
+        mm.join(encoder=parts[0], decoder=parts[1], connector="regions")
 
 
 def test_the_plan_s_figures_are_those_of_the_model_that_is_built(parts: tuple[Path, Path]) -> None:

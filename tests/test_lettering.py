@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mm.errors import InputError
-from mm.lettering import FONT, Lettering, visible
+from mm.results.lettering import FONT, Lettering, visible
 
 
 def test_what_hides_or_reorders_text_is_escaped():

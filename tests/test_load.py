@@ -14,10 +14,10 @@ import pytest
 import torch
 
 import mm
-from mm.checkpoint import fingerprint
+from mm.checkpoints.loading import as_model, load
+from mm.checkpoints.reading import fingerprint
 from mm.errors import CheckpointError, InputError
 from mm.joined import Joined
-from mm.loading import as_model, load
 from mm.scenes import render_scene
 from mm.zoo import EMBEDDED
 

@@ -13,12 +13,12 @@ from PIL import Image
 from torch import nn
 
 import mm
+from mm.checkpoints.loading import load
 from mm.errors import ImageInputError, InputError, TextInputError
 from mm.heads.clipmat import ClipMatHead
 from mm.heads.vitmatte import VitMatte, VitMatteConfig
 from mm.images import open_image
 from mm.joined import Joined
-from mm.loading import load
 from mm.recipes.matting import config_for
 from mm.scenes.render import render_scene, render_single
 from mm.types import ErrorRecord, Matte

@@ -13,9 +13,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
+from mm.checkpoints.loading import load
 from mm.cli.app import app
 from mm.heads.clipmat import ClipMatHead
-from mm.loading import load
 from mm.recipes.matting import add_matter, config_for
 from mm.scenes.soft import render_soft
 from mm.tasks.matte import matte

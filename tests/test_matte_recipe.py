@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import mm
+from mm.checkpoints.loading import load
 from mm.heads.clipmat import ClipMatHead
-from mm.loading import load
 from mm.recipes.matting import MatteTraining, add_matter, config_for, train
 from mm.recipes.matting_batches import SoftBatch, make_soft_batch, question
 from mm.scenes.soft import render_soft

@@ -8,7 +8,7 @@ import pytest
 
 from mm.errors import InputError, ResourceLimitError
 from mm.limits import Limits
-from mm.packing import decode_rle, encode_rle, pack, unpack
+from mm.results.packing import decode_rle, encode_rle, pack, unpack
 
 
 @pytest.mark.parametrize("shape", [(37, 53), (1, 1), (1, 7), (7, 1)])

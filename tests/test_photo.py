@@ -13,9 +13,9 @@ from huggingface_hub import constants
 from typer.testing import CliRunner
 
 import mm
+from mm.checkpoints.photo import for_matte, for_task
 from mm.cli.app import app
 from mm.errors import CheckpointError
-from mm.photo import for_matte, for_task
 from mm.zoo import MODELS, PHOTO, PHOTO_MATTER
 from tests.test_hub import kept
 
@@ -29,7 +29,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     home.mkdir()
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("mm.photo._told", set())
+    monkeypatch.setattr("mm.checkpoints.photo._told", set())
     return home
 
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
+from mm.checkpoints.loading import load
 from mm.decoders.folder import prompts_for
 from mm.errors import CheckpointError, InputError, TextInputError
-from mm.loading import load
-from mm.prompts import PictureFirst, Plain, Prompt, Templated, Turn, asked, begin_ids
+from mm.generation.prompts import PictureFirst, Plain, Prompt, Templated, Turn, asked, begin_ids
 from tests.parity.llava_folders import CHATML, IMAGE, VICUNA, tokenizer
 
 WORDS = (

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import mm
-from mm.evaluate import evaluate_scenes
+from mm.evaluation.scenes import evaluate_scenes
 from mm.scenes import mentions
 from mm.zoo import EMBEDDED
 

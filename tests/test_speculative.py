@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from mm.decoders.base import Decoder
-from mm.drafts import Draft, Draws, Lookup, guesser
-from mm.generation import generate
-from mm.sampling import Sampling
-from mm.speculative import DraftedRow, generate_speculatively
+from mm.generation.drafts import Draft, Draws, Lookup, guesser
+from mm.generation.loop import generate
+from mm.generation.sampling import Sampling
+from mm.generation.speculative import DraftedRow, generate_speculatively
 from tests.speculative_parts import END, FAMILIES, RECURRENT, VOCAB, WIDTH, blurred, build, picture
 
 PROMPT = [1, 7, 12, 7, 12, 9]

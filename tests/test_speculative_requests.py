@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from mm import walks
 from mm.decoders.base import Decoder
-from mm.drafts import Draft, Lookup
 from mm.errors import InputError, ResourceLimitError
-from mm.generation import deltas, generate
-from mm.sampling import Sampling
-from mm.speculative import DraftedRow, Stats, generate_speculatively
+from mm.generation import walks
+from mm.generation.drafts import Draft, Lookup
+from mm.generation.loop import deltas, generate
+from mm.generation.sampling import Sampling
+from mm.generation.speculative import DraftedRow, Stats, generate_speculatively
 from tests.speculative_parts import VOCAB, Words, blurred, build, picture
 
 PROMPT = [1, 7, 12, 7]

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from mm.decoders.base import Decoder
-from mm.drafts import Draft, Draws, Guess, Lookup
-from mm.generation import generate
-from mm.sampling import Sampling, processed
-from mm.speculative import generate_speculatively
+from mm.generation.drafts import Draft, Draws, Guess, Lookup
+from mm.generation.loop import generate
+from mm.generation.sampling import Sampling, processed
+from mm.generation.speculative import generate_speculatively
 from tests.speculative_parts import build
 
 VOCAB, ANSWER = 5, 3

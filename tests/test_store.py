@@ -18,11 +18,11 @@ from typer.testing import CliRunner
 
 import mm
 import mm.store as store_module
+from mm.checkpoints.loading import load
 from mm.cli.app import app
 from mm.encoders.base import ImageFeatures
 from mm.errors import InputError
 from mm.images import open_image
-from mm.loading import load
 from mm.scenes import render_scene
 from mm.store import FeatureStore, StoreLimits, as_store, feature_key
 

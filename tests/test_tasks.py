@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import mm
+from mm.checkpoints.loading import load
 from mm.encoded import Encoded
 from mm.errors import CheckpointError, ImageInputError, InputError, TextInputError
-from mm.loading import load
 from mm.scenes import render_scene
 from mm.scenes.vocabulary import PAIR_LABELS
 from mm.types import Caption, ErrorRecord

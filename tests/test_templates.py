@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 
 import mm
+from mm.checkpoints.loading import load
 from mm.encoders.text import TextRules
 from mm.errors import InputError, TextInputError
 from mm.joined import TextCache
-from mm.loading import load
 from mm.scenes import render_scene
 from mm.templates import AS_IS, ENSEMBLES, PHOTO, SIMPLE, chosen, filled
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from mm.tiles import blended, tiles
+from mm.pictures.tiles import blended, tiles
 
 
 @pytest.mark.parametrize(("size_hw", "side"), [((100, 100), 40), ((37, 911), 64), ((64, 64), 64), ((20, 30), 64)])

@@ -16,10 +16,10 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from mm.checkpoints.loading import load
 from mm.cli.app import app
 from mm.errors import CheckpointError, InputError, ResourceLimitError
 from mm.joined import Joined
-from mm.loading import load
 from mm.recipes.fit import Checkpoint
 from mm.training.chance import chance_state, own_chance, restore_chance
 from mm.training.fit import fit

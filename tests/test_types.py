@@ -258,7 +258,7 @@ def test_a_source_is_checked_and_a_value():
 def test_results_load_neither_torch_nor_anything_heavy():
     code = (
         "import sys, numpy as np; from mm.types import Detections, Segmentation;"
-        "import mm.draw, mm.formats;"
+        "import mm.results.draw, mm.results.formats;"
         "d = Detections([[0, 0, 2, 2]], [0.5], ['a'], (5, 6)); d.plot(np.zeros((5, 6, 3), np.uint8));"
         "s = Segmentation(np.ones((1, 3, 3), bool), np.ones((1, 3, 3)), ['a']); s.to_dict();"
         "print({'torch', 'scipy', 'supervision', 'matplotlib', 'cv2', 'transformers'} & sys.modules.keys())"

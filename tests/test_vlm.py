@@ -11,12 +11,12 @@ import pytest
 import torch
 
 import mm
+from mm.checkpoints.loading import load
 from mm.decoders.base import Decoder
 from mm.encoders.base import ImageFeatures
 from mm.errors import ImageInputError, InputError, TextInputError
-from mm.loading import load
-from mm.prompts import Prompt, Turn, asked
-from mm.sampling import Sampling
+from mm.generation.prompts import Prompt, Turn, asked
+from mm.generation.sampling import Sampling
 from mm.vlm import Speaker, View
 from tests.parity.llava_folders import CHATML, processor, reference, saved
 

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 import mm
 from mm.cli.app import app
 from mm.errors import InputError
+from mm.evaluation.zeroshot import class_names, evaluate_zeroshot
 from mm.scenes import render_scene
-from mm.zeroshot import class_names, evaluate_zeroshot
 
 LABELS = ["red_car", "blue_star", "tree"]
 

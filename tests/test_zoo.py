@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from mm.checkpoints.families import FAMILIES
 from mm.errors import CheckpointError
-from mm.families import FAMILIES
 from mm.zoo import EMBEDDED, MODELS, Entry, find, reference
 
 PUBLISHED = [entry for entry in MODELS.values() if entry.reference]

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from mm.bench.timing import Step, medians_ms
 from mm.encoders.build import Dtype, load_encoder
 from mm.images import open_image
-from mm.side_by_side import side_by_side
+from mm.pictures.side_by_side import side_by_side
 
 DTYPES: tuple[Dtype, ...] = ("float32", "bfloat16")
 PICTURE_HW = (480, 640)

@@ -59,7 +59,7 @@ def cases(shape: str, dtype: str) -> list[Case]:
     import torch
 
     from mm.decoders.causal import CausalDecoder
-    from mm.generation import generate
+    from mm.generation.loop import generate
 
     lm = random_llama(SHAPES[shape], getattr(torch, dtype))
     decoder = CausalDecoder(lm, SimpleNamespace(eos_token_id=None, decode=lambda ids, **_: ""))

@@ -107,7 +107,7 @@ def _transformers_caption(model: str, encoded: Any) -> Callable[[], Any]:
     """transformers' own generation from the same encoded picture, prompt and weights."""
     import torch
 
-    from mm.loading import load
+    from mm.checkpoints.loading import load
 
     speaker = load(model).speaker
     assert speaker is not None

@@ -9,8 +9,8 @@ import typer
 from PIL import Image, ImageColor
 
 from mm.errors import MMError
-from mm.geometry import fit
 from mm.images import open_image
+from mm.pictures.geometry import fit
 
 if TYPE_CHECKING:
     from mm.types import Matte

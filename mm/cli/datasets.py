@@ -148,7 +148,7 @@ def _run(
     """Prints and writes what `work` found. Exit code 1 where some picture failed, 2 where nothing could be measured."""
     from mm.cli import render
     from mm.errors import MMError
-    from mm.lettering import visible
+    from mm.results.lettering import visible
 
     _check_places(worst, save, out)
     try:

@@ -27,12 +27,12 @@ def export(
     """
     from mm.cli import render
     from mm.errors import MMError, nearest
-    from mm.lettering import visible
+    from mm.results.lettering import visible
 
     if format not in FORMATS:
         raise typer.BadParameter(f"expected one of {', '.join(FORMATS)}, got {format!r}.{nearest(format, FORMATS)}")
-    from mm.llava_export import export_llava
-    from mm.loading import load
+    from mm.checkpoints.llava_export import export_llava
+    from mm.checkpoints.loading import load
 
     try:
         receipt = export_llava(load(model), folder)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from mm.errors import MMError
-from mm.lettering import visible
+from mm.results.lettering import visible
 
 
 def fit(

@@ -51,7 +51,7 @@ def scenes(
     mm eval scenes --unseen --count 200 --json
     """
     from mm.cli import render
-    from mm.evaluate import evaluate_scenes
+    from mm.evaluation.scenes import evaluate_scenes
 
     if readme is not None and not readme.is_file():
         raise typer.BadParameter(f"there is no file {readme}")
@@ -109,8 +109,8 @@ def zeroshot(
     """
     from mm.cli import render
     from mm.errors import MMError
-    from mm.lettering import visible
-    from mm.zeroshot import evaluate_zeroshot
+    from mm.evaluation.zeroshot import evaluate_zeroshot
+    from mm.results.lettering import visible
 
     try:
         scores = evaluate_zeroshot(model, data, templates=templates, limit=limit, progress=sys.stderr.isatty())

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from mm.check import Report
+    from mm.checking.check import Report
 
 
 def check(
@@ -26,9 +26,9 @@ def check(
     mm check siglip2-base-patch16-224
     mm check folder/ --json
     """
-    from mm.check import check as compare
+    from mm.checking.check import check as compare
     from mm.errors import MMError
-    from mm.lettering import visible
+    from mm.results.lettering import visible
 
     try:
         report = compare(model)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from mm.lettering import visible
+from mm.results.lettering import visible
 
 if TYPE_CHECKING:
     from mm.types import Caption, Classification, Detections, Embeddings, Matte, Segmentation

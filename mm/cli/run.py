@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from mm.errors import ImageInputError, MMError, ResourceLimitError
 from mm.images import Picture, open_image
-from mm.lettering import visible
+from mm.results.lettering import visible
 from mm.types import ErrorRecord
 
 SUFFIXES = frozenset({".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})

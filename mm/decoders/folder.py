@@ -7,13 +7,13 @@ from typing import Any
 
 from torch import Tensor
 
-from mm.checkpoint import check_folder, load_weights, read_json
+from mm.checkpoints.reading import check_folder, load_weights, read_json
 from mm.decoders.base import Decoder
 from mm.decoders.build import build_decoder
 from mm.encoders.build import Dtype
 from mm.encoders.transformers_weights import build_model, refusing
 from mm.errors import CheckpointError
-from mm.prompts import Plain, Prompts, Templated, begin_ids
+from mm.generation.prompts import Plain, Prompts, Templated, begin_ids
 
 _MAX_TEMPLATE = 1_000_000  # bytes
 

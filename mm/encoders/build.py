@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from mm.checkpoint import check_folder, fingerprint, read_json
+from mm.checkpoints.reading import check_folder, fingerprint, read_json
 from mm.errors import CheckpointError, nearest
 
 if TYPE_CHECKING:

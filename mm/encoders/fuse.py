@@ -1,4 +1,4 @@
-"""Makes a convolutional tower quick at inference: its branches become one convolution, its maps lie channels last.
+"""Makes a convolutional tower quick at inference: branches and norms become one convolution, maps lie channels last.
 
 MobileOne, RepVGG and RepMixer blocks train with parallel branches whose sum is one convolution (Vasu et al. 2023,
 MobileOne section 3.2; FastViT section 3.1). Fused keys differ from those of the checkpoint, so the weights go in first.
@@ -9,8 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from timm.layers import ConvNormAct
 from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from mm.errors import CheckpointError
 
@@ -35,6 +37,7 @@ def fused(tower: Any, input_hw: tuple[int, int], name: str) -> Any:
     if not has_branches(tower):
         return tower
     quick = reparameterize_model(tower, inplace=False)
+    _fold_norms(quick)
     pixels = _fixed_picture(input_hw)
     for branches, single in zip(_outputs(tower, pixels), _outputs(quick, pixels), strict=True):
         difference = float((branches - single).abs().max() / branches.abs().max().clamp_min(1e-12))
@@ -44,6 +47,14 @@ def fused(tower: Any, input_hw: tuple[int, int], name: str) -> Any:
                 f"more than {_TOLERANCE:.0e}; load it with train=True, which keeps the branches"
             )
     return quick
+
+
+def _fold_norms(tower: nn.Module) -> None:
+    """Each convolution takes over the batch norm behind it; only its activation stays."""
+    for block in tower.modules():
+        if isinstance(block, ConvNormAct) and isinstance(block.bn, nn.BatchNorm2d):
+            block.conv = fuse_conv_bn_eval(block.conv, block.bn)
+            block.bn = getattr(block.bn, "act", nn.Identity())
 
 
 def _outputs(tower: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:

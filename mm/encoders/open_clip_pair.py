@@ -21,7 +21,7 @@ from open_clip.timm_model import TimmModel
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from torch import Tensor, nn
 
-from mm.checkpoint import load_into, load_tensors, read_json
+from mm.checkpoints.reading import load_into, load_tensors, read_json
 from mm.encoders.base import EncoderSpec, ImageFeatures, TextFeatures
 from mm.encoders.build import Dtype
 from mm.encoders.fuse import fused, likes_channels_last

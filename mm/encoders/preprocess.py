@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mm.encoders.canvas import on_canvas
-from mm.geometry import Geometry, Policy, Resample, fit
+from mm.pictures.geometry import Geometry, Policy, Resample, fit
 
 Plan = Policy | Literal["patches"]
 
@@ -24,8 +24,8 @@ Plan = Policy | Literal["patches"]
 class Preprocessing:
     """What a checkpoint decides about its pictures; nothing here has a default on purpose.
 
-    input_hw: pixels. policy: of `mm.geometry`, or `patches`: the aspect is kept, sides are multiples of `patch`
-    and there are at most `max_patches` of them (NaFlex, SigLIP 2, section 2.4.2); `input_hw` is then unused.
+    input_hw: pixels. policy: of `mm.pictures.geometry`, or `patches`: the aspect is kept, sides are multiples of
+    `patch` and there are at most `max_patches` of them (NaFlex, SigLIP 2, section 2.4.2); `input_hw` is then unused.
     shortest_edge: where a crop first resizes to, None: to the frame; a squash goes there
     with both sides, and its middle is kept. centre: how a crop halves an odd margin.
     mean, std: of pixels in 0..1. fill: RGB 0-255 of padding.

@@ -17,7 +17,7 @@ import torch
 from timm.data.config import resolve_data_config
 from torch import Tensor, nn
 
-from mm.checkpoint import load_into, load_tensors, no_pickles, read_json
+from mm.checkpoints.reading import load_into, load_tensors, no_pickles, read_json
 from mm.encoders.base import EncoderSpec, Grid, ImageFeatures, TextFeatures
 from mm.encoders.build import Dtype
 from mm.encoders.fuse import fused, likes_channels_last

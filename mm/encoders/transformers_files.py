@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from mm.checkpoint import read_json
+from mm.checkpoints.reading import read_json
 from mm.encoders.preprocess import Preprocessing
 from mm.encoders.text import Canonical, TextRules, TextSpec, fast_rules
 from mm.encoders.transformers_weights import refusing
 from mm.errors import CheckpointError, MissingExtraError, nearest
-from mm.geometry import Resample
-from mm.padding import squared
+from mm.pictures.geometry import Resample
+from mm.pictures.padding import squared
 
 _RESAMPLE: dict[int, Resample] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 

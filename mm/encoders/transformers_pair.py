@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mm.checkpoint import load_weights
+from mm.checkpoints.reading import load_weights
 from mm.encoders.base import EncoderSpec, ImageFeatures, TextFeatures
 from mm.encoders.build import Dtype
 from mm.encoders.text import TextRules

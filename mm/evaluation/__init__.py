@@ -1,1 +1,1 @@
-"""Models against data sets on disk: `coco` and `folder` read one, `run` walks through it, `report` says it all."""
+"""Models against the drawn world (`scenes`) and data on disk: `coco` and `folder` read it, `run` walks through it."""

@@ -10,13 +10,13 @@ from urllib.parse import urlparse
 
 import numpy as np
 
+from mm.checkpoints.paths import plain_name
 from mm.errors import CheckpointError, ImageInputError, InputError
-from mm.fields import entry_of
-from mm.formats import segmentation_from_coco
 from mm.images import Picture, open_image
 from mm.labels import check_labels
 from mm.metrics.truth import BoxTruth, truth_from_coco
-from mm.paths import plain_name
+from mm.results.fields import entry_of
+from mm.results.formats import segmentation_from_coco
 
 
 class CocoTruth:

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
-from mm.draw import INK, PAPER
-from mm.lettering import Lettering
+from mm.results.draw import INK, PAPER
+from mm.results.lettering import Lettering
 
 
 def panels(parts: Sequence[tuple[str, Image.Image]]) -> Image.Image:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mm.checkpoints.loading import load
+from mm.checkpoints.photo import for_matte, for_task
 from mm.errors import InputError, nearest
 from mm.evaluation.coco import CocoTruth
 from mm.evaluation.folder import GreyFolder
@@ -15,8 +17,6 @@ from mm.evaluation.run import Case, Trial, walk
 from mm.evaluation.trials import DetectTrial, MatteTrial, SegmentTrial
 from mm.heads.vitmatte import VitMatte, load_vitmatte
 from mm.joined import Joined
-from mm.loading import load
-from mm.photo import for_matte, for_task
 from mm.tasks.each import Model, unit
 from mm.tasks.matte import Method
 from mm.version import __version__

@@ -150,6 +150,7 @@ class _Step(nn.Module):
         up = F.interpolate(self.reduce(above), size, mode="bilinear", align_corners=False)
         seen = up + self.detail(detail)[owner]
         if self.guide is not None:
+            assert guide is not None
             seen = seen + self.guide(F.interpolate(guide, size, mode="bilinear", align_corners=False))
         return up + self.block(self.film(seen, text))
 

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from mm.checkpoint import check_folder, fingerprint, load_into, load_tensors, read_json
+from mm.checkpoints.hub import locate
+from mm.checkpoints.reading import check_folder, fingerprint, load_into, load_tensors, read_json
 from mm.errors import CheckpointError, InputError
-from mm.hub import locate
-from mm.tiles import Tile, blended, tiles
+from mm.pictures.tiles import Tile, blended, tiles
 
 UNKNOWN = 128  # in a trimap; 0 is known background, 255 known foreground
 _DIVISOR = 32  # sides of the network's input
@@ -98,7 +98,7 @@ def _check(pixels: np.ndarray, trimap: np.ndarray, tile: int) -> None:
 
 
 def load_vitmatte(name: str | os.PathLike[str]) -> VitMatte:
-    """The checkpoint of a hub id or a folder (`mm.names`), in float32, loaded once a process.
+    """The checkpoint of a hub id or a folder (`mm.checkpoints.names`), in float32, loaded once a process.
 
     Raises:
         CheckpointError: there is none, it is of another model, or its files are damaged or do not fit together.

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from mm.fields import texts, wrong
 from mm.metrics.truth import BoxTruth, place_of
+from mm.results.fields import texts, wrong
 from mm.types import Detections
 
 SIZES = ("small", "medium", "large")  # below 32², to 96², and above, in square pixels

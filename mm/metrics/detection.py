@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from mm.fields import wrong
 from mm.metrics.curves import SIZES, BoxRecord
 from mm.metrics.truth import BoxTruth, TruthSet, place_of, truth_from_coco
+from mm.results.fields import wrong
 from mm.types import Detections
 
 _LIMITS = (1, 10, 100)

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from mm.errors import InputError
-from mm.fields import entry_of
 from mm.metrics.curves import SIZES, BoxRecord
 from mm.metrics.detection import paired
 from mm.metrics.truth import BoxTruth, truth_from_coco
+from mm.results.fields import entry_of
 from mm.types import Detections
 
 _LIMIT = 300

@@ -13,7 +13,7 @@ from itertools import pairwise
 import numpy as np
 
 from mm.errors import InputError
-from mm.fields import floats, size, wrong
+from mm.results.fields import floats, size, wrong
 
 _NAMES = ("SAD", "MSE", "MAD", "Grad", "Conn")
 _SIGMA = 1.4  # pixels, of the Gaussian whose derivative gives the gradient

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from mm.errors import InputError
-from mm.fields import bools, size, whole, wrong
+from mm.results.fields import bools, size, whole, wrong
 
 _PRECISION_AT = (0.5, 0.7, 0.9)
 

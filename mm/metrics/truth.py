@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mm.errors import InputError, nearest
-from mm.fields import bools, by_id, entry_of, finite, floats, same_length, size, text, texts, whole, wrong
+from mm.results.fields import bools, by_id, entry_of, finite, floats, same_length, size, text, texts, whole, wrong
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,7 +135,7 @@ def _known(field: str, value: Any, entries: Mapping[int, Any]) -> int:
 
 
 def _doubles(field: str, value: Any, shape: tuple[int | str, ...], *, low: float = -np.inf) -> np.ndarray:
-    """As `mm.fields.floats`, but float64: an overlap can lie so close to a threshold that float32 decides it."""
+    """As `floats`, but float64: an overlap can lie so close to a threshold that float32 decides it."""
     checked = floats(field, value, shape, low=low)
     array = np.array(value, np.float64).reshape(checked.shape)
     array.flags.writeable = False

@@ -48,7 +48,8 @@ def export(training: HeadsTraining, out: Path) -> None:
     _text(training, partial / "text")
     _decoder(training, partial / "decoder")
     world, threshold = _world(training.encoder)
-    heads, connector = training.heads, training.speaker["connector"]
+    heads = training.heads
+    connector: Any = training.speaker["connector"]
     connector.find_as(heads["detect"])
     parts: dict[str, nn.Module] = {
         "detector": heads["detect"],

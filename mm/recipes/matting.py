@@ -19,12 +19,12 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mm.checkpoint import load_tensors, read_json
+from mm.checkpoints.hub import locate
+from mm.checkpoints.loading import load
+from mm.checkpoints.reading import load_tensors, read_json
 from mm.encoders.base import TextFeatures
 from mm.heads.clipmat import ClipMatConfig, ClipMatHead, MatteLogits
-from mm.hub import locate
 from mm.joined import Joined
-from mm.loading import load
 from mm.recipes.fit import fit_stage
 from mm.recipes.matting_batches import SoftBatch, SoftBatches
 from mm.recipes.tiny import autocast

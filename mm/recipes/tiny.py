@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mm.checkpoints.loading import load
+from mm.encoders.base import ImageFeatures
 from mm.joined import Joined
-from mm.loading import load
 from mm.recipes.batches import ATTRIBUTE_SIZES, Batch
 from mm.recipes.export import export
 from mm.recipes.fit import fit_stage, load_stage
@@ -80,8 +81,7 @@ class PairTraining(nn.Module):
             masks = self.heads["segment"](image, text[batch.ask_label], batch.ask_owner)
             attributes = self.attributes(image.tokens)
             told = batch.dialogues[batch.step % 2 :: 2]  # counts reach the towers by no other term
-            self.speaker["connector"].find_as(self.heads["detect"])
-            spoken = dialogue_loss(self.speaker, self.encoder.rules.tokenizer, image, told)
+            spoken = spoken_loss(self.speaker, self.heads["detect"], self.encoder.rules.tokenizer, image, told)
         scale = self.encoder.logit_scale
         terms = {
             **detection_loss(boxes, batch),
@@ -115,9 +115,15 @@ class HeadsTraining(nn.Module):
                 boxes = self.heads["detect"](image, text)
                 masks = self.heads["segment"](image, text[batch.ask_label], batch.ask_owner)
                 terms = {**detection_loss(boxes, batch), "mask": mask_loss(masks, batch.ask_mask)}
-            self.speaker["connector"].find_as(self.heads["detect"])
-            spoken = dialogue_loss(self.speaker, self.encoder.rules.tokenizer, image, batch.dialogues)
+            tokenizer = self.encoder.rules.tokenizer
+            spoken = spoken_loss(self.speaker, self.heads["detect"], tokenizer, image, batch.dialogues)
         return {**terms, "words": spoken}
+
+
+def spoken_loss(speaker: Any, detector: nn.Module, tokenizer: Any, image: ImageFeatures, dialogues: Any) -> Tensor:
+    """`dialogue_loss`, where the connector finds things as the detection head does by now."""
+    speaker["connector"].find_as(detector)
+    return dialogue_loss(speaker, tokenizer, image, dialogues)
 
 
 def autocast(device: torch.device) -> torch.autocast:

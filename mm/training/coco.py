@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from mm.checkpoints.paths import plain_name
 from mm.errors import CheckpointError, ImageInputError, InputError
-from mm.fields import entry_of, text
-from mm.formats import segmentation_from_coco
 from mm.images import open_image
 from mm.labels import check_text
 from mm.limits import DEFAULT_LIMITS
 from mm.metrics.truth import BoxTruth, truth_from_coco
-from mm.paths import plain_name
+from mm.results.fields import entry_of, text
+from mm.results.formats import segmentation_from_coco
 from mm.training.examples import Example
 
 

@@ -11,15 +11,15 @@ from typing import Any, Protocol
 import numpy as np
 
 from mm.errors import InputError, nearest
-from mm.fields import floats, same_length, texts, wrong
 from mm.images import Picture, open_image
 from mm.labels import check_text
 from mm.limits import DEFAULT_LIMITS
 from mm.recipes.batches import TRAIN_SEED
+from mm.results.fields import floats, same_length, texts, wrong
+from mm.results.segmentation import Segmentation
 from mm.scenes.render import Scene, render_scene
 from mm.scenes.soft import render_soft
 from mm.scenes.vocabulary import SEEN_PAIRS
-from mm.segmentation import Segmentation
 from mm.types import Detections
 
 _HELD_OUT_SEED = 800_000_000  # scenes for validation: seeds that neither training nor the published scores use

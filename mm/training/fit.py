@@ -14,11 +14,11 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from mm.checkpoints.headed import PARTS, WORK, Base, base_of, combined, described, save_headed
+from mm.checkpoints.loading import as_model, load
 from mm.errors import InputError, ResourceLimitError, nearest
-from mm.headed import PARTS, WORK, Base, base_of, combined, described, save_headed
 from mm.joined import Joined
 from mm.labels import check_labels
-from mm.loading import as_model, load
 from mm.training.chance import own_chance
 from mm.training.checks import weights_digest
 from mm.training.data import held_out, open_data

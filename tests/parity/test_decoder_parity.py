@@ -12,7 +12,7 @@ from mm.decoders.base import Decoder
 from mm.decoders.build import build_decoder
 from mm.decoders.causal import CausalDecoder
 from mm.errors import ResourceLimitError
-from mm.generation import generate
+from mm.generation.loop import generate
 from mm.recipes.tokenizer import train_tokenizer
 
 VOCAB, WIDTH = 512, 32

@@ -15,11 +15,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from typer.testing import CliRunner
 
 import mm
+from mm.checkpoints.llava_export import export_llava
 from mm.cli.app import app
 from mm.errors import CheckpointError, InputError
+from mm.generation.writing import whole_text
 from mm.joining import save_joined
-from mm.llava_export import export_llava
-from mm.writing import whole_text
 from tests.parity.llava_folders import CHATML, TOWERS, WIDTH, processor, reference, saved, shaken, tokenizer
 
 CHAT = (
@@ -142,7 +142,7 @@ def test_the_embedded_model_and_plain_encoders_are_refused(tmp_path: Path) -> No
 
 
 def test_nothing_stays_where_the_reference_disagrees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import mm.llava_export as writing
+    import mm.checkpoints.llava_export as writing
 
     joined = mm.join(encoder=tower(tmp_path / "tower"), decoder=words(tmp_path / "words"), layer=-2)
     real = writing._model

@@ -15,10 +15,10 @@ from safetensors.torch import load_file, save_file
 
 import mm
 from mm.errors import CheckpointError, InputError
-from mm.generation import generate
+from mm.generation.loop import generate
+from mm.generation.prompts import Prompt, asked
+from mm.generation.writing import whole_text
 from mm.images import open_image
-from mm.prompts import Prompt, asked
-from mm.writing import whole_text
 from tests.parity.llava_folders import CHATML, IMAGE, VICUNA, processor, reference, saved
 
 QUESTION = "what is this thing, and how many are there?"

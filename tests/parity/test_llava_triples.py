@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import mm
-from mm.generation import generate
-from mm.prompts import asked
+from mm.generation.loop import generate
+from mm.generation.prompts import asked
 from tests.parity.llava_folders import TOWERS, WIDTH, shaken, tokenizer
 
 _SHAPE = {"hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 515}

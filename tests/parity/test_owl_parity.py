@@ -11,7 +11,7 @@ import torch
 import transformers
 from PIL import Image
 
-from mm.loading import load
+from mm.checkpoints.loading import load
 from mm.tasks.detect import detect
 from mm.tasks.encode import encode
 from tests.parity import encoder_transformers_folders as make

@@ -16,15 +16,15 @@ from uuid import uuid4
 
 from torch import Tensor
 
-from mm.checkpoint import fingerprint, load_into, load_tensors, read_json
+from mm.checkpoints.hub import locate
+from mm.checkpoints.paths import plain_name
+from mm.checkpoints.reading import fingerprint, load_into, load_tensors, read_json
 from mm.connectors.table import build
 from mm.decoders.base import Decoder
 from mm.decoders.folder import chat_template, load_decoder, prompts_for
 from mm.encoders.transformers_weights import quiet
 from mm.errors import CheckpointError, InputError, nearest
-from mm.hub import locate
-from mm.paths import plain_name
-from mm.prompts import PictureFirst, Plain, Prompts, begin_ids
+from mm.generation.prompts import PictureFirst, Plain, Prompts, begin_ids
 from mm.vlm import Speaker, View
 
 Parts = Literal["inside", "by name"]

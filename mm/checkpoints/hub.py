@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mm.checkpoint import PICKLES, no_pickles
+from mm.checkpoints.names import Reference, parse
+from mm.checkpoints.reading import PICKLES, no_pickles
 from mm.encoders.build import Form
 from mm.errors import CheckpointError, nearest
-from mm.names import Reference, parse
 from mm.zoo import EMBEDDED, MODELS
 
 _WANTED = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "README.md", "LICENSE*")
@@ -40,7 +40,8 @@ class Located:
 
 
 def locate(name: str | os.PathLike[str]) -> Located:
-    """The folder that a name stands for (`mm.names`); what comes from a hub is fetched unless the cache holds it.
+    """The folder that a name stands for (`mm.checkpoints.names`); what comes from a hub is fetched, unless the cache
+    holds it.
 
     Raises:
         CheckpointError: no such model, the hub cannot be reached, or it has no weights that may be loaded.

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from mm.checkpoints.paths import is_device, plain_name
 from mm.errors import CheckpointError, InputError, nearest
-from mm.paths import is_device, plain_name
 from mm.zoo import MODELS, PHOTO_NAME, no_photo, reference
 
 Kind = Literal["embedded", "folder", "hub", "open_clip", "timm"]

@@ -10,8 +10,8 @@ from typing import Any, Self
 import numpy as np
 
 from mm.errors import InputError
-from mm.fields import text, texts, whole, wrong
-from mm.packing import record
+from mm.results.fields import text, texts, whole, wrong
+from mm.results.packing import record
 
 
 @dataclass(frozen=True)

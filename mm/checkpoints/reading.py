@@ -13,9 +13,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from mm.config import check_config
+from mm.checkpoints.config import check_config
+from mm.checkpoints.paths import plain_name
 from mm.errors import CheckpointError
-from mm.paths import plain_name
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mm.checkpoint import read_json
+from mm.checkpoints.reading import read_json
 
 _Triple = tuple[float, float, float]
 

@@ -11,20 +11,20 @@ from typing import Any, get_args, get_type_hints
 import torch
 from torch import Tensor
 
-from mm.checkpoint import check_folder, fingerprint, load_into, load_tensors, read_json
+from mm.checkpoints.headed import is_headed, load_headed
+from mm.checkpoints.hub import Located, locate
+from mm.checkpoints.llava import Pad, is_llava, load_llava
+from mm.checkpoints.published import head_parts
+from mm.checkpoints.reading import check_folder, fingerprint, load_into, load_tensors, read_json
+from mm.checkpoints.saved import part_folder, read_speaker
 from mm.encoders.base import Encoder, EncoderSpec
 from mm.encoders.build import Dtype, licence_of, load_encoder
 from mm.encoders.timm_clip import TimmClipEncoder
 from mm.errors import CheckpointError, InputError, nearest
-from mm.headed import is_headed, load_headed
 from mm.heads.clipmat import ClipMatConfig, ClipMatHead
 from mm.heads.clipseg_style import ClipSegStyleConfig, ClipSegStyleHead
 from mm.heads.owlvit import OwlConfig, OwlHead
-from mm.hub import Located, locate
 from mm.joined import Joined
-from mm.llava import Pad, is_llava, load_llava
-from mm.published import head_parts
-from mm.saved import part_folder, read_speaker
 from mm.vlm import seen
 from mm.world import World
 from mm.zoo import MODELS
@@ -40,7 +40,7 @@ def load(
 ) -> Joined:
     """The model of this name or folder, loaded once a process; threads that ask at once wait for the one load.
 
-    name: `tiny`, a known name, `hf:org/name@revision`, `open_clip:…`, `timm:…`, or a folder (`mm.names`).
+    name: `tiny`, a known name, `hf:org/name@revision`, `open_clip:…`, `timm:…`, or a folder (`mm.checkpoints.names`).
     dtype: of encoders in memory, whatever their files hold; `auto` follows the file. The embedded default, and every
     other folder with heads of ours, is float32. device: `cpu`, `cuda`, `cuda:1`, `mps`; nothing is chosen for you.
     pad: `square` pads pictures with the mean colour before they are resized, as the authors of LLaVA do; for

@@ -17,8 +17,8 @@ from PIL import Image, ImageDraw
 
 from mm.errors import InputError
 from mm.images import Picture, open_image
-from mm.lettering import Lettering
-from mm.result import Colors
+from mm.results.base import Colors
+from mm.results.lettering import Lettering
 
 if TYPE_CHECKING:
     from mm.types import Caption, Classification, Detections, Matte, Segmentation

@@ -6,7 +6,7 @@ import sys
 import threading
 from typing import Any
 
-from mm.names import parse
+from mm.checkpoints.names import parse
 from mm.zoo import MODELS, PHOTO, PHOTO_MATTER, PHOTO_NAME, Entry, no_photo
 
 _WEIGHTS = "model.safetensors"  # of every repository that the tables of the alias name

@@ -11,7 +11,7 @@ from typing import Any
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from mm.checkpoint import load_into, read_json
+from mm.checkpoints.reading import load_into, read_json
 from mm.encoders.base import EncoderSpec
 from mm.errors import CheckpointError
 from mm.heads import clipseg, owlvit

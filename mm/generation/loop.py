@@ -12,8 +12,8 @@ from torch import Tensor
 
 from mm.decoders.base import Decoder
 from mm.errors import InputError, ResourceLimitError
-from mm.sampling import GREEDY, Chooser, Sampling
-from mm.writing import Writing, whole_text
+from mm.generation.sampling import GREEDY, Chooser, Sampling
+from mm.generation.writing import Writing, whole_text
 
 
 @dataclass

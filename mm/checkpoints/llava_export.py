@@ -17,18 +17,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mm.checkpoints.llava import Projector
+from mm.checkpoints.saved import write_folder
 from mm.connectors.projections import MLP
 from mm.decoders.folder import load_tokenizer
 from mm.encoded import Encoded, encode_pictures
 from mm.encoders.transformers_weights import quiet
 from mm.errors import CheckpointError, InputError
-from mm.generation import generate
+from mm.generation.loop import generate
+from mm.generation.prompts import PictureFirst, Plain, Prompt, Templated, asked
 from mm.images import open_image
 from mm.joined import Joined
-from mm.llava import Projector
-from mm.padding import SquarePreprocessing
-from mm.prompts import PictureFirst, Plain, Prompt, Templated, asked
-from mm.saved import write_folder
+from mm.pictures.padding import SquarePreprocessing
 from mm.vlm import Speaker
 
 IMAGE = "<image>"

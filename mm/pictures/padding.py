@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from mm.encoders.preprocess import Preprocessing
-from mm.geometry import Geometry, fit
+from mm.pictures.geometry import Geometry, fit
 
 
 @dataclass(frozen=True)

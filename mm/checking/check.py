@@ -18,15 +18,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from mm.checking.expectations import differences
+from mm.checking.references import Reference, Seen, reference_for
+from mm.checkpoints.hub import Located, locate
+from mm.checkpoints.loading import load
+from mm.checkpoints.names import parse
 from mm.encoders.base import Encoder
 from mm.encoders.build import load_encoder
 from mm.errors import CheckpointError
-from mm.expectations import differences
-from mm.hub import Located, locate
 from mm.images import Picture, open_image
-from mm.loading import load
-from mm.names import parse
-from mm.references import Reference, Seen, reference_for
 from mm.zoo import MODELS
 
 _FEATURES = 1e-4  # of the largest value of the reference

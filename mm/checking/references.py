@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from mm.checkpoint import load_tensors, read_json
+from mm.checkpoints.reading import load_tensors, read_json
 from mm.encoders.transformers_weights import quiet
 
 _EXACT = 1e-5  # both resize with Pillow

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from mm.checkpoints.loading import as_model
 from mm.encoded import encode_pictures, stacked
 from mm.errors import InputError, MMError
 from mm.images import open_image
 from mm.joined import Joined
-from mm.loading import as_model
 from mm.templates import AS_IS, PHOTO, chosen
 
 _AT_ONCE = 32

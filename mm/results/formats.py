@@ -13,9 +13,9 @@ from typing import Any, Literal
 import numpy as np
 
 from mm.errors import InputError, MissingExtraError, nearest
-from mm.fields import by_id, dictionaries, entry_of, finite, size, text, texts, whole, wrong
 from mm.limits import DEFAULT_LIMITS, Limits
-from mm.packing import decode_rles, encode_rle, rle_size
+from mm.results.fields import by_id, dictionaries, entry_of, finite, size, text, texts, whole, wrong
+from mm.results.packing import decode_rles, encode_rle, rle_size
 from mm.types import Detections, Segmentation
 
 _EDGE = 1e-4  # how far a normalised number may leave [0, 1] by rounding

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from mm.decoders.base import Decoder
-from mm.drafts import Draft, Draws, Guess, Guesser, Lookup, draft_prefixes, guesser
 from mm.errors import InputError
-from mm.generation import Request, Row, cancel_all, open_requests
-from mm.sampling import GREEDY, Sampling
-from mm.walks import Walk, walking_together
+from mm.generation.drafts import Draft, Draws, Guess, Guesser, Lookup, draft_prefixes, guesser
+from mm.generation.loop import Request, Row, cancel_all, open_requests
+from mm.generation.sampling import GREEDY, Sampling
+from mm.generation.walks import Walk, walking_together
 
 MOST_A_STEP = 64
 
@@ -69,7 +69,7 @@ def generate_speculatively(
     stop: Sequence[str] = (),
     cancel: threading.Event | None = None,
 ) -> Iterator[list[DraftedRow]]:
-    """As `mm.generation.generate`, which explains the other arguments; yields the rows after each step.
+    """As `mm.generation.loop.generate`, which explains the other arguments; yields the rows after each step.
 
     A greedy answer is that of `generate`. A drawn one follows the same distribution; equal seeds draw equal answers,
     and with `Lookup` those of `generate`. Every row goes at its own pace, attention with all rows in one forward, a

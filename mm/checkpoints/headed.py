@@ -24,15 +24,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mm.checkpoint import check_folder, fingerprint, load_into, load_tensors, read_json
+from mm.checkpoints.names import parse
+from mm.checkpoints.paths import plain_name
+from mm.checkpoints.reading import check_folder, fingerprint, load_into, load_tensors, read_json
 from mm.errors import CheckpointError, InputError, nearest
 from mm.heads.clipmat import ClipMatConfig, ClipMatHead
 from mm.heads.clipseg import ClipSegConfig, ClipSegHead
 from mm.heads.clipseg_style import ClipSegStyleConfig, ClipSegStyleHead
 from mm.heads.owlvit import OwlConfig, OwlHead
 from mm.joined import Joined, TextCache
-from mm.names import parse
-from mm.paths import plain_name
 
 LAYOUT = "mm head 1"
 PARTS = ("detector", "segmenter", "matter")

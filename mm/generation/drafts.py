@@ -1,6 +1,7 @@
 """Who guesses the next tokens of an answer: a smaller language model, sighted or blind, or the text itself.
 
-A guess costs little and may be wrong; `mm.speculative` lets the decoder judge all guesses of a step in one forward.
+A guess costs little and may be wrong; `mm.generation.speculative` lets the decoder judge all guesses of a step in one
+forward.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from torch import Tensor
 
 from mm.decoders.base import Decoder
 from mm.errors import InputError
-from mm.generation import Request, check_room, prefix_rows
-from mm.sampling import Sampling, processed
-from mm.walks import Walk, walking_together
+from mm.generation.loop import Request, check_room, prefix_rows
+from mm.generation.sampling import Sampling, processed
+from mm.generation.walks import Walk, walking_together
 
 
 @dataclass(frozen=True, eq=False)

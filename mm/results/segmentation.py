@@ -12,10 +12,10 @@ import numpy as np
 from PIL import Image
 
 from mm.errors import InputError, nearest
-from mm.fields import bools, bytes_of, floats, same_length, size, texts, wrong
 from mm.limits import DEFAULT_LIMITS
-from mm.packing import decode_rles, encode_rle, pack, unpack
-from mm.result import UNKNOWN, Colors, Listed, Result, Source
+from mm.results.base import UNKNOWN, Colors, Listed, Result, Source
+from mm.results.fields import bools, bytes_of, floats, same_length, size, texts, wrong
+from mm.results.packing import decode_rles, encode_rle, pack, unpack
 
 
 class Segment(NamedTuple):
@@ -100,7 +100,7 @@ class Segmentation(Listed):
 
         soft: alpha is the probability instead of the mask.
         """
-        from mm.draw import open_for
+        from mm.results.draw import open_for
 
         if label not in self.labels:
             known = ", ".join(map(repr, self.labels[:10]))
@@ -113,19 +113,19 @@ class Segmentation(Listed):
 
     def plot(self, image: Any, *, colors: Colors | None = None, font: Any = None) -> Image.Image:
         """A new RGB picture with translucent masks and tags; arguments as for `Detections.plot`."""
-        from mm.draw import draw_segmentation
+        from mm.results.draw import draw_segmentation
 
         return draw_segmentation(image, self, colors=colors, font=font)
 
     def to_coco(self, image_id: int = 1, *, file_name: str = "", first_id: int = 1) -> dict[str, Any]:
-        """A COCO data set of this one picture; see `mm.formats.to_coco`."""
-        from mm.formats import to_coco
+        """A COCO data set of this one picture; see `mm.results.formats.to_coco`."""
+        from mm.results.formats import to_coco
 
         return to_coco(self, image_id, file_name=file_name, first_id=first_id)
 
     def to_supervision(self) -> Any:
-        """A `supervision.Detections` with masks; see `mm.formats.to_supervision`."""
-        from mm.formats import to_supervision
+        """A `supervision.Detections` with masks; see `mm.results.formats.to_supervision`."""
+        from mm.results.formats import to_supervision
 
         return to_supervision(self)
 
@@ -199,7 +199,7 @@ class Matte(Result):
 
     def over(self, background: Any) -> Image.Image:
         """RGB on `background`: a colour (r, g, b), or a picture of the same size."""
-        from mm.draw import backdrop
+        from mm.results.draw import backdrop
 
         behind = backdrop(background, self).astype(np.float32)
         alpha = self.alpha[..., None]
@@ -208,7 +208,7 @@ class Matte(Result):
 
     def plot(self, image: Any = None) -> Image.Image:
         """RGB on a checkerboard. The matte holds its own colours; `image` is only checked for its size."""
-        from mm.draw import checkerboard, open_for
+        from mm.results.draw import checkerboard, open_for
 
         if image is not None:
             open_for(image, self)

@@ -9,13 +9,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from mm.checkpoints.loading import load
 from mm.errors import InputError
-from mm.loading import load
-from mm.recipes.batches import TRAIN_SEED
-from mm.scenes.render import Scene, render_scene, render_single
-from mm.scenes.soft import matte_of, render_soft
-from mm.scenes.vocabulary import HELD_OUT_PAIRS, PAIR_LABELS, SEEN_PAIRS
-from mm.scores import (
+from mm.evaluation.scene_scores import (
     AnswerScore,
     CaptionScore,
     DetectScore,
@@ -26,6 +22,10 @@ from mm.scores import (
     labels_of,
     share,
 )  # fmt: skip
+from mm.recipes.batches import TRAIN_SEED
+from mm.scenes.render import Scene, render_scene, render_single
+from mm.scenes.soft import matte_of, render_soft
+from mm.scenes.vocabulary import HELD_OUT_PAIRS, PAIR_LABELS, SEEN_PAIRS
 from mm.types import Detections, Matte, Segmentation
 
 WORLD = "drawn scenes (mm.scenes)"
@@ -53,7 +53,7 @@ Cut = Callable[[Scene, str], tuple[Matte, Segmentation]]  # what a label names
 def evaluate_scenes(
     model: str = "tiny", count: int = 1000, seed: int = 0, unseen: bool = False, progress: bool = False
 ) -> dict[str, Any]:
-    """Figures of `count` scenes drawn from `seed` on, rounded to 4 places; see `mm.scores`.
+    """Figures of `count` scenes drawn from `seed` on, rounded to 4 places; see `mm.evaluation.scene_scores`.
 
     A model with a matting head is also asked for mattes, of a fifth as many scenes of fur, glass, smoke and the like.
 

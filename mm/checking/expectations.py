@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mm.checkpoint import read_json
+from mm.checkpoints.families import FAMILIES, Family, Texts, family_of
+from mm.checkpoints.reading import read_json
 from mm.encoders.base import Encoder
 from mm.encoders.preprocess import Preprocessing
 from mm.encoders.text import TextRules, canonical_form
-from mm.families import FAMILIES, Family, Texts, family_of
 
 _NEAR = 1e-6
 _PROBE = "Some_Text,  HERE & there!"

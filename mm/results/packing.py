@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from mm.errors import InputError, ResourceLimitError, nearest
-from mm.fields import bools, size, text, whole, wrong
 from mm.limits import DEFAULT_LIMITS, Limits
+from mm.results.fields import bools, size, text, whole, wrong
 
 # All masks of one result together may hold this many times the pixels of the largest picture allowed.
 _MASKS_PER_PICTURE = 16

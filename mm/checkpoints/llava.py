@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from mm.checkpoint import check_folder, fingerprint, load_into, load_weights, read_json
+from mm.checkpoints.reading import check_folder, fingerprint, load_into, load_weights, read_json
 from mm.connectors.base import Connector, Grid
 from mm.decoders.build import build_decoder
 from mm.decoders.folder import causal_class, chat_template, language_model, load_tokenizer, prompts_for, read_config
@@ -25,7 +25,7 @@ from mm.encoders.transformers_tower import TOKENS, TransformersTower, prefix_tok
 from mm.encoders.transformers_weights import build_model, settle
 from mm.errors import CheckpointError, InputError, nearest
 from mm.joined import Joined
-from mm.padding import squared
+from mm.pictures.padding import squared
 from mm.vlm import Speaker, View
 
 KINDS = ("llava", "fast_vlm")  # model_type of the folders that are read here

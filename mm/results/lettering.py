@@ -1,6 +1,6 @@
 """Text in pictures: which characters are shown, in which font, broken into which lines.
 
-`mm/fonts/DejaVuSans.ttf` is DejaVu Sans 2.35 cut down with fontTools to Latin, Greek, Cyrillic, Hebrew,
+`mm/results/fonts/DejaVuSans.ttf` is DejaVu Sans 2.35 cut down with fontTools to Latin, Greek, Cyrillic, Hebrew,
 Arabic, punctuation, arrows and a few signs. A character that the font in use lacks, or that would hide,
 reorder or break text, is shown as its escape, never as an empty box.
 """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mm.fields import floats, wrong
+from mm.results.fields import floats, wrong
 
 BACKGROUND, UNKNOWN, FOREGROUND = 0, 128, 255
 _SURE = 0.9  # a probability above it, or below 1 less it, is taken as known unless it lies near the edge
