@@ -68,8 +68,8 @@ class Entry:
 
 TINY = Entry(
     name="tiny",
-    tasks=("caption", "ask", "detect", "segment", "classify", "embed"),
-    architecture="CoAtNet + CLIP text tower, OWL head, CLIPSeg-style head, MLP into a 4-layer Llama",
+    tasks=("caption", "ask", "detect", "segment", "matte", "classify", "embed"),
+    architecture="CoAtNet + CLIP text tower, OWL, CLIPSeg- and CLIPMat-style heads, regions into a 4-layer Llama",
     parameters=7.9,
     input="128x128",
     embedding=256,
