@@ -9,8 +9,8 @@ from torch.nn import functional as F
 from mm.connectors.base import Connector, Grid, as_map, as_tokens
 from mm.kernels.boxes import box_bias, overlaps
 
-_DISTINCT = 0.6  # IoU from which two boxes are taken for one thing
-_SURE = 0.1  # how likely a token has to stand for a thing at all
+_DISTINCT = 0.4  # IoU from which two boxes are taken for one thing
+_SURE = 0.35  # how likely a token has to stand for a thing at all
 
 
 class Regions(Connector):

@@ -79,7 +79,7 @@ class Plan:
 
     @property
     def fresh(self) -> tuple[str, ...]:
-        """What has random weights, until you train it; `mm.fit` trains heads only."""
+        """What has random weights, until `mm.fit(model, data, stage="align")` trains it."""
         return () if self.weights else ("connector",)
 
     def __str__(self) -> str:
@@ -90,7 +90,7 @@ class Plan:
         left = f"{self.context_left:,} of {language.context:,} tokens left" if bound else "no bound, nothing taken"
         chat = "its own chat template" if language.chat else "no chat template: asked as a base model"
         size = f"{language.layers} layers, {language.parameters:,} parameters"
-        train = "connector, in a loop of your own (model.speaker.connector)" if self.fresh else "nothing has to be"
+        train = 'connector, with mm.fit(model, data, stage="align")' if self.fresh else "nothing has to be"
         rows = {
             "encoder": f"{self.encoder} ({tower.kind}), {height} x {side} pixels",
             "tokens": f"{self.grid[0] * self.grid[1]} ({self.grid[0]} x {self.grid[1]}) of width {self.width}, {where}",
@@ -192,7 +192,7 @@ def join(
     layer: the block whose tokens the connector reads, -2 for the last but one, or several, side by side in the
     channels; None for the tower's last tokens, after its last norm.
     weights: published weights of the connector, a safetensors file; otherwise they are random, by `seed`, and have to
-    be trained, in a loop of your own over `model.speaker.connector`: `mm.fit` trains heads only.
+    be trained: `mm.fit(model, data, stage="align")`.
     pad: `square` pads pictures with the mean colour.
     build: False gives the `Plan` alone, and reads no weight.
 
@@ -283,7 +283,7 @@ def _published(name: str, file: Path) -> dict[str, torch.Tensor]:
 def _notes(planned: Plan) -> tuple[str, ...]:
     if not planned.fresh:
         return ()
-    return ("the connector has random weights: train it before you believe a word, or join with weights=FILE",)
+    return ("the connector has random weights: train it before you believe a word, mm.fit(…, stage='align')",)
 
 
 def _both(first: str, second: str) -> str:

@@ -70,7 +70,7 @@ def test_a_plan_says_what_fits_and_reads_no_weight(parts: tuple[Path, Path], tmp
     assert plan.fresh == ("connector",)
     text = str(plan)
     for said in ("16 (4 x 4) of width 32, blocks -2", "mlp: 16 tokens of width 32, 2,112 parameters", "(llama)",
-                 "its own chat template", "80 of 96 tokens left", "connector, in a loop of your own"):  # fmt: skip
+                 "its own chat template", "80 of 96 tokens left", 'mm.fit(model, data, stage="align")'):  # fmt: skip
         assert said in text
     with pytest.raises(CheckpointError, match="not a safetensors file"):
         plan.build()

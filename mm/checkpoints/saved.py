@@ -136,6 +136,30 @@ def save(
     write_folder(folder, fill)
 
 
+def save_with_connector(source: Path, folder: Path, tensors: dict[str, Tensor]) -> None:
+    """A copy of a folder of ours whose connector has these weights; whole or not at all.
+
+    Raises:
+        InputError: `source` is of another layout, or there is something at `folder` already.
+    """
+    if not (source / "joined.safetensors").is_file():
+        raise InputError(f"out: {source.name!r} is a published folder; only what mm.join made can be written anew")
+
+    def fill(target: Path) -> None:
+        from safetensors.torch import save_file
+
+        shutil.copytree(source, target, dirs_exist_ok=True)
+        kept = {k: v for k, v in load_tensors(source / "joined.safetensors").items() if not k.startswith("connector.")}
+        mine = {f"connector.{k}": v.detach().cpu().contiguous() for k, v in tensors.items()}
+        save_file(kept | mine, target / "joined.safetensors", {"format": "pt"})
+        told = read_json(source / "config.json")
+        if "notes" in told["speaker"]:
+            told["speaker"]["notes"] = []  # they said that the connector was random
+        (target / "config.json").write_text(json.dumps(told, indent=2) + "\n", "utf-8")
+
+    write_folder(folder, fill)
+
+
 def write_decoder(decoder: Decoder, target: Path) -> None:
     with quiet():
         decoder.lm.save_pretrained(target)

@@ -1,4 +1,4 @@
-"""The command that trains a head on your own data."""
+"""The command that trains a head, or a connector, on your own data."""
 
 from __future__ import annotations
 
@@ -16,8 +16,11 @@ def fit(
     data: Annotated[
         str, typer.Option("--data", metavar="DATA", help="A folder in COCO's layout, its JSON file, or scenes[:COUNT].")
     ],
-    head: Annotated[str, typer.Option("--head", metavar="HEAD", help="detect, segment or matte.")],
     out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where the run and the model are written.")],
+    head: Annotated[str | None, typer.Option("--head", metavar="HEAD", help="detect, segment or matte.")] = None,
+    stage: Annotated[
+        str, typer.Option(metavar="STAGE", help="head, or align: the connector of a model that mm.join made.")
+    ] = "head",
     steps: Annotated[int, typer.Option(min=1, help="How long to train.")] = 1000,
     batch: Annotated[int, typer.Option(min=1, help="Pictures in a step.")] = 8,
     rate: Annotated[float, typer.Option(help="The highest learning rate.")] = 1e-3,
@@ -35,7 +38,7 @@ def fit(
     device: Annotated[str, typer.Option(metavar="NAME", help="cpu, cuda, cuda:1 or mps.")] = "cpu",
     force: Annotated[bool, typer.Option("--force", help="Go on though settings or data have changed.")] = False,
 ) -> None:
-    """Train a head on your own pictures.
+    """Train a head, or a connector, on your own pictures.
 
     The head finds boxes (detect), masks (segment) or soft masks (matte) of what you name. It stands on the encoder
     of MODEL, which stays as it is unless you say --encoder trained. A head that MODEL has is trained on.
@@ -46,6 +49,9 @@ def fit(
     FOLDER holds the run in fit/ (checkpoint.safetensors and log.jsonl) and, at the end, the model. After Ctrl-C, a
     kill or a full disk the same command goes on where it was; with other settings or data it refuses, unless --force.
 
+    With --stage align MODEL is a folder that `save_joined` wrote, and its connector is trained. DATA is then a JSON
+    file in LLaVA's layout, or `scenes`; the run lies beside FOLDER.
+
     \b
     mm fit tiny --data scenes:2000 --head detect --fresh --out boxes --steps 500 --validation scenes:50
     mm fit clip-vit-base-patch16 --data birds/ --head detect --out birds-model --validation 0.1 --flips
@@ -53,7 +59,14 @@ def fit(
     """
     from mm.training.fit import fit as train
 
-    words: dict[str, Any] = {"head": head, "encoder": encoder, "fresh": fresh, "device": device, "force": force}
+    words: dict[str, Any] = {
+        "stage": stage,
+        "head": head,
+        "encoder": encoder,
+        "fresh": fresh,
+        "device": device,
+        "force": force,
+    }
     words |= {"steps": steps, "batch": batch, "rate": rate, "flips": flips, "bf16": bf16, "seed": seed}
     words |= {"workers": workers, "save_every": save_every, "validation": _share(validation)}
     try:

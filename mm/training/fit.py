@@ -1,4 +1,4 @@
-"""`mm.fit`: trains a head over a model's encoder and gives back a model that has it."""
+"""`mm.fit`: trains the new part of a model, a head or a connector, and gives back the model that has it."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from mm.checkpoints.loading import as_model, load
 from mm.errors import InputError, ResourceLimitError, nearest
 from mm.joined import Joined
 from mm.labels import check_labels
+from mm.training.align import align
 from mm.training.chance import own_chance
 from mm.training.checks import weights_digest
 from mm.training.data import held_out, open_data
@@ -31,7 +32,7 @@ from mm.version import __version__
 
 EncoderWord = Literal["frozen", "trained"]
 
-_STAGES = ("head",)
+_STAGES = ("head", "align")
 _LABELS_KEPT = 1000  # in the settings of a saved folder
 
 
@@ -39,8 +40,8 @@ def fit(
     model: str | os.PathLike[str] | Joined,
     data: Any,
     *,
-    head: Word,
-    stage: str = "head",
+    head: Word | None = None,
+    stage: Literal["head", "align"] = "head",
     encoder: EncoderWord = "frozen",
     out: str | os.PathLike[str] | None = None,
     fresh: bool = False,
@@ -51,9 +52,11 @@ def fit(
     progress: bool | None = None,
     **settings: Any,
 ) -> Joined:
-    """Trains a head on your data over the encoder of an image-text model; gives the model with it, for every task.
+    """Trains the new part of a model on your data; gives the model with it, for every task.
 
     model: a name that `mm.load` takes, a folder, or a loaded model, which stays as it is.
+
+    stage "head" trains a head over the encoder of an image-text model.
     data: a folder in COCO's layout (or its JSON file), "scenes" or "scenes:COUNT" of the drawn world, or pairs of an
     image and its truth: {"labels": n texts, "boxes_xyxy": float[n, 4], "masks": [n, H, W]}, `Detections` or
     `Segmentation`, in pixels of the upright image. Crowds are left out; a broken picture costs only itself.
@@ -69,12 +72,23 @@ def fit(
     force: go on in `out` though settings or data have changed. progress: a bar on stderr; None: on a terminal only.
     settings: the fields of `mm.training.settings.Settings`: steps, batch, rate, seed, flips, bf16 …
 
+    stage "align" trains the connector of what `mm.join` made, so that its decoder can read what its encoder sees; both
+    stay as they are. It takes `out`, `force`, `device`, `progress` and settings, and none of the words on heads.
+    data: a JSON file in LLaVA's layout with pictures beside it or in images/, "scenes" or "scenes:COUNT", or
+    (image, answer) and (image, question, answer) pairs. The run lies beside `out`, in `out`.fit.
+
     Raises:
         InputError: the data, a setting or the model cannot be used so, or `out` holds another run.
         FloatingPointError: the loss is not finite. ResourceLimitError: the disk is full; the last checkpoint is whole.
         KeyboardInterrupt: stopped by SIGINT or SIGTERM; the step was finished and saved first.
     """
     _one_of("stage", stage, _STAGES)
+    if stage == "align":
+        _without_head(head=head, fresh=fresh, labels=labels, validation=validation, encoder=encoder)
+        chosen = Settings.of(settings)
+        return align(model, data, out=out, force=force, device=device, progress=progress, settings=chosen)
+    if head is None:
+        raise InputError(f"head: expected one of {', '.join(KINDS)}, got none")
     _one_of("head", head, tuple(KINDS))
     _one_of("encoder", encoder, get_args(EncoderWord))
     chosen, kind = Settings.of(settings), KINDS[head]
@@ -164,6 +178,13 @@ def _training(
     training = HeadTraining(grown, kind, head, table, bf16=bf16)
     training.encoder_trained = trained
     return training
+
+
+def _without_head(**words: Any) -> None:
+    """Refuses what only makes sense for a head."""
+    given = [name for name, value in words.items() if value not in (None, False, "frozen")]
+    if given:
+        raise InputError(f'{given[0]}: stage="align" trains the connector alone, and takes no such word')
 
 
 def _one_of(name: str, value: Any, known: Sequence[str]) -> None:
