@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from timm.layers import ConvNormAct
+from timm.layers.conv_bn_act import ConvNormAct
 from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -52,7 +52,9 @@ def fused(tower: Any, input_hw: tuple[int, int], name: str) -> Any:
 def _fold_norms(tower: nn.Module) -> None:
     """Each convolution takes over the batch norm behind it; only its activation stays."""
     for block in tower.modules():
-        if isinstance(block, ConvNormAct) and isinstance(block.bn, nn.BatchNorm2d):
+        if not isinstance(block, ConvNormAct):
+            continue
+        if isinstance(block.conv, nn.Conv2d) and isinstance(block.bn, nn.BatchNorm2d):
             block.conv = fuse_conv_bn_eval(block.conv, block.bn)
             block.bn = getattr(block.bn, "act", nn.Identity())
 
