@@ -17,11 +17,11 @@ from mm.zoo import EMBEDDED
 
 SEED = 7_000_000
 BOUNDS = {
-    ("detect", "AP50"): 0.88,
-    ("segment", "mIoU"): 0.87,
-    ("caption", "object_F1"): 0.82,
+    ("detect", "AP50"): 0.95,
+    ("segment", "mIoU"): 0.90,
+    ("caption", "object_F1"): 0.90,
     ("caption", "background_accuracy"): 0.96,
-    ("classify", "accuracy"): 0.94,
+    ("classify", "accuracy"): 0.97,
 }
 
 
@@ -33,6 +33,16 @@ def scores() -> dict:
 @pytest.mark.parametrize(("task", "figure"), BOUNDS)
 def test_held_out_scenes_are_read(scores: dict, task: str, figure: str) -> None:
     assert scores[task][figure] >= BOUNDS[task, figure]
+
+
+def test_mattes_are_far_better_than_masks(scores: dict) -> None:
+    matte = scores["matte"]
+    assert matte["MSE"] <= 0.015 and matte["SAD"] <= 0.75 * matte["mask"]["SAD"]
+
+
+def test_answers_come_from_the_picture(scores: dict) -> None:
+    assert scores["answers"]["accuracy"] >= scores["answers"]["blind"] + 0.3
+    assert scores["hallucination"]["mentions"] <= 0.06
 
 
 def test_the_scores_kept_beside_the_weights_are_of_a_full_evaluation() -> None:
