@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,15 @@ def test_a_run_with_other_settings_or_data_is_refused_with_the_difference(
     assert [row["step"] for row in terms(tmp_path / "out")] == list(range(8))
 
 
+@pytest.fixture
+def _heard() -> Iterator[None]:
+    """Ctrl-C as in a terminal: a shell starts what it runs in the background deaf to it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_heard")
 def test_a_second_signal_does_not_wait():
     with pytest.raises(KeyboardInterrupt), stop_on_signal() as stop:
         signal.raise_signal(signal.SIGINT)
@@ -213,6 +223,7 @@ def test_the_command_answers_130_when_it_is_interrupted(clip: Path, tmp_path: Pa
 
 KILLED = """
 import os, random, signal, sys, time
+from collections.abc import Iterator
 from pathlib import Path
 import torch
 from mm.training.run import Run
