@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from math import isqrt
+from typing import Self
 
 from torch import Tensor, nn
 
@@ -38,6 +39,10 @@ class Connector(nn.Module, ABC):
         """How many tokens come out for this grid."""
         h, w = self.out_grid(grid)
         return h * w
+
+    def learnable(self) -> Self:
+        """Itself, where everything that a decoder can teach it requires gradients."""
+        return self.requires_grad_(True)
 
     @abstractmethod
     def connect(self, tokens: Tensor, grid: Grid) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -36,6 +38,11 @@ class Regions(Connector):
         for key, mine in self.finder.state_dict().items():
             mine.copy_(theirs[key])
 
+    def learnable(self) -> Self:
+        super().learnable()
+        self.finder.requires_grad_(False)
+        return self
+
     def out_grid(self, grid: Grid) -> Grid:
         return 1, self.regions + self.coarse**2
 
@@ -44,7 +51,8 @@ class Regions(Connector):
             thing, boxes = self.finder(tokens, grid)
             place, there = _distinct(thing, boxes, min(self.regions, tokens.shape[1]))
         row = torch.arange(len(tokens), device=tokens.device)[:, None]
-        seen = torch.cat([tokens, boxes.to(tokens), thing[..., None].to(tokens)], -1)[row, place]
+        found = torch.cat([boxes, thing[..., None]], -1)[row, place]
+        seen = torch.cat([tokens[row, place], found.to(tokens)], -1)
         made = self.linear_2(F.gelu(self.linear_1(seen)))
         made = torch.where(there[..., None], made, self.nothing.to(made))
         made = torch.cat([made, self.nothing.to(made).expand(len(made), self.regions - made.shape[1], -1)], 1)

@@ -14,9 +14,11 @@ from mm.version import __version__
 if TYPE_CHECKING:
     import mm.errors as errors
     from mm.checkpoints.loading import load
+    from mm.generation.sampling import Sampling
     from mm.joining import join
     from mm.tasks.ask import ask
     from mm.tasks.caption import caption
+    from mm.tasks.chat import Chat
     from mm.tasks.classify import classify
     from mm.tasks.detect import detect
     from mm.tasks.embed import embed
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from mm.training.fit import fit
 
 __all__ = [
+    "Chat",
+    "Sampling",
     "__version__",
     "ask",
     "caption",
@@ -42,11 +46,17 @@ __all__ = [
     "matte",
     "segment",
 ]
-_HOMES = {"load": "mm.checkpoints.loading", "join": "mm.joining", "fit": "mm.training.fit"}
+_HOMES = {
+    "Chat": "mm.tasks.chat",
+    "Sampling": "mm.generation.sampling",
+    "fit": "mm.training.fit",
+    "join": "mm.joining",
+    "load": "mm.checkpoints.loading",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """The face name `name`: a task, `load`, `join`, `fit`, or the module `mm.errors`. Nothing else is."""
+    """One of `__all__`: a task, `load`, `join`, `fit`, `Chat`, `Sampling`, or the module `mm.errors`."""
     if name not in __all__:
         raise AttributeError(f"module 'mm' has no attribute {name!r}; it offers {', '.join(__all__)}")
     if name == "errors":

@@ -8,7 +8,7 @@ every field returns exactly, except `Segmentation.scores`, for which `Segmentati
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
@@ -17,6 +17,7 @@ from PIL import Image
 from mm.errors import InputError, nearest
 from mm.results.base import UNKNOWN, Colors, Listed, Result, Source
 from mm.results.fields import floats, same_length, size, text, texts, whole, wrong
+from mm.results.packing import record
 from mm.results.segmentation import Matte, Segment, Segmentation
 
 __all__ = [
@@ -30,8 +31,36 @@ __all__ = [
     "Segment",
     "Segmentation",
     "Source",
+    "Stats",
     "result_from_dict",
 ]
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What an answer has cost.
+
+    forwards: of the decoder behind the picture, the one over the words of the prompt and a recurrent one's second
+    readings included. tokens: decided, an end token included. guessed, accepted: tokens of a draft.
+    """
+
+    forwards: int
+    tokens: int
+    guessed: int = 0
+    accepted: int = 0
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            object.__setattr__(self, each.name, whole(f"stats.{each.name}", getattr(self, each.name)))
+
+    @property
+    def tokens_per_forward(self) -> float:
+        return self.tokens / self.forwards if self.forwards else 0.0
+
+    @property
+    def acceptance(self) -> float:
+        """0-1, of all that was guessed."""
+        return self.accepted / self.guessed if self.guessed else 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,12 +73,17 @@ class Caption(Result):
     finish_reason: str  # "stop" at the end token or a stop string, "length" at max_new_tokens, "cancelled"
     size_hw: tuple[int, int]
     source: Source = UNKNOWN
+    stats: Stats | None = None
 
     def __post_init__(self) -> None:
         prompt = None if self.prompt is None else text("prompt", self.prompt)
         reason = text("finish_reason", self.finish_reason)
         self._set(text=text("text", self.text), prompt=prompt, finish_reason=reason)
         self._set(tokens=whole("tokens", self.tokens), size_hw=size("size_hw", self.size_hw))
+        if isinstance(self.stats, Mapping):  # as JSON has it
+            self._set(stats=Stats(**record("stats", self.stats, [each.name for each in fields(Stats)])))
+        elif self.stats is not None and not isinstance(self.stats, Stats):
+            wrong("stats", "a mm.types.Stats", type(self.stats).__name__)
 
     def __str__(self) -> str:
         return self.text

@@ -26,9 +26,12 @@ _PAIR = ("classify", "embed")
 _TOWER = ("encode",)
 _DETECT = ("detect",)
 _SEGMENT = ("segment",)
+_SAY = ("caption", "ask", "generate")
 _AMLR, _NC = "apple-amlr", "CC-BY-NC-4.0"
 _RESEARCH_ONLY = (_AMLR, _NC)
 _ASK_THE_CARD = "see model card"
+# Families that write, and the file below tests/ that compares each with its reference library.
+SPEAKING_FAMILIES = {"llava": "parity/test_llava_parity.py"}
 
 
 @dataclass(frozen=True)
@@ -36,9 +39,10 @@ class Entry:
     """One model.
 
     reference: where the weights lie, `hf:org/name` or `open_clip:NAME/TAG`; "" for an embedded one. family: of
-    `mm.checkpoints.families`. parameters: in millions, image and text tower together. input: pixels. embedding: width
-    of the joint embedding, of the pooled feature where there is no text tower. world: what its training pictures were.
-    top1: published zero-shot top-1 on ImageNet-1k in percent, and its source; None where nobody published one.
+    `mm.checkpoints.families`. parameters: in millions, of everything. stored: bytes of one in the published file.
+    input: pixels. embedding: width of the joint embedding, of the pooled feature where there is no text tower, of a
+    language model's tokens. world: what its training pictures were. top1: published zero-shot top-1 on ImageNet-1k in
+    percent, and its source; None where nobody published one.
     """
 
     name: str
@@ -54,6 +58,7 @@ class Entry:
     top1_source: str = ""
     world: str = "photographs of the web"
     note: str = ""
+    stored: int = 4
 
     @property
     def research_only(self) -> bool:
@@ -63,7 +68,8 @@ class Entry:
     @property
     def checked(self) -> bool:
         """Whether a test compares this family with its reference library, output for output."""
-        return self.family in FAMILIES and FAMILIES[self.family].parity != ""
+        encoder = self.family in FAMILIES and FAMILIES[self.family].parity != ""
+        return encoder or self.family in SPEAKING_FAMILIES
 
 
 TINY = Entry(
@@ -147,6 +153,12 @@ _TINYCLIPS = (
 
 _NAFLEX, _PATCHES = "siglip2-naflex", "256 patches"
 
+LLAVA_SMALL = Entry(
+    name="llava-interleave-qwen-0.5b", tasks=_SAY, architecture="SigLIP SO400M/14 + Qwen1.5-0.5B", parameters=864.0,
+    input="384x384", embedding=1024, licence=_ASK_THE_CARD, reference="hf:llava-hf/llava-interleave-qwen-0.5b-hf",
+    family="llava", stored=2,
+)  # fmt: skip
+
 # reference, tasks, family, architecture, parameters, input, embedding, licence
 _OTHERS = (
     ("google/siglip2-base-patch16-naflex", _PAIR, _NAFLEX, "ViT-B/16", 375.2, _PATCHES, 768, "Apache-2.0"),
@@ -209,7 +221,7 @@ def _entries() -> list[Entry]:
         )
         for repository, tasks, family, architecture, parameters, size, width, licence in _OTHERS
     ]  # fmt: skip
-    return [TINY, *clips, *tinyclips, *siglips, *others]
+    return [TINY, *clips, *tinyclips, *siglips, *others, LLAVA_SMALL]
 
 
 MODELS: dict[str, Entry] = {entry.name: entry for entry in _entries()}
@@ -218,6 +230,8 @@ PHOTO_NAME = "photo"
 
 # What `photo` stands for, task by task: published for photographs, and of a size that a laptop runs.
 PHOTO: dict[str, str] = {
+    "caption": LLAVA_SMALL.name,
+    "ask": LLAVA_SMALL.name,
     "detect": "owlv2-base-patch16-ensemble",
     "segment": "clipseg-rd64-refined",
     "matte": "clipseg-rd64-refined",
@@ -232,7 +246,7 @@ PHOTO_MATTER = Entry(
 )  # fmt: skip
 
 
-def no_photo(task: str = "a call without a task, caption, ask and encode") -> CheckpointError:
+def no_photo(task: str = "a call without a task and encode") -> CheckpointError:
     """The error of one who asks `photo` where it stands for no model."""
     known = ", ".join(f"{each} ({name})" for each, name in PHOTO.items())
     return CheckpointError(f"no model {PHOTO_NAME!r} for {task}; it stands for one model in each of: {known}")

@@ -2,51 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any
 
-import torch
-
 from mm.checkpoints.loading import as_model
+from mm.checkpoints.photo import for_task
 from mm.encoded import Encoded
 from mm.errors import InputError
-from mm.generation.loop import Row, deltas, generate
-from mm.generation.prompts import Prompt, asked
+from mm.generation.prompts import asked
+from mm.generation.sampling import GREEDY, Sampling
 from mm.joined import Joined
 from mm.labels import check_text
 from mm.limits import DEFAULT_LIMITS, Limits
-from mm.tasks.each import Cache, Model, OnError, each, source
+from mm.tasks.answer import Asked, CaptionStream, DraftModel, Manner, captioned, last_rows, speaker_of
+from mm.tasks.each import Cache, Model, OnError, each
 from mm.tasks.encode import encode
 from mm.types import Caption
-from mm.vlm import Speaker
-
-
-class CaptionStream:
-    """The text in pieces as it is written; `result` is the whole `Caption` once the pieces are used up."""
-
-    def __init__(self, joined: Joined, encoded: Encoded, prompt: str | None, max_new_tokens: int) -> None:
-        speaker = speaker_of(joined)
-        whole = _whole_prompt(speaker, prompt)
-        prefix, ids = speaker.read(whole, [encoded])
-        steps = generate(speaker.decoder, prefix, ids, max_new_tokens=max_new_tokens)
-        self._rows: list[Row] = []
-        self._pieces = deltas(speaker.decoder, self._watched(steps))
-        self._finish = lambda: _caption(joined, encoded, self._rows[0], prompt, whole.notes)
-
-    def _watched(self, steps: Iterator[list[Row]]) -> Iterator[list[Row]]:
-        for rows in steps:
-            self._rows = rows
-            yield rows
-
-    def __iter__(self) -> Iterator[str]:
-        return self._pieces
-
-    @property
-    def result(self) -> Caption:
-        """Writes what is still unwritten and gives the whole."""
-        for _ in self._pieces:
-            pass
-        return self._finish()
 
 
 def caption(
@@ -56,7 +27,10 @@ def caption(
     cache: Cache = None,
     prompt: str | None = None,
     max_new_tokens: int = 96,
+    sampling: Sampling = GREEDY,
+    stop: Sequence[str] = (),
     stream: bool = False,
+    draft: DraftModel = None,
     on_error: OnError = "raise",
     limits: Limits = DEFAULT_LIMITS,
     allow_urls: bool = False,
@@ -64,31 +38,31 @@ def caption(
     """What the picture shows, in words: a `Caption`, or a list of them for a list of images.
 
     prompt: what to ask instead of the model's own request for a description.
+    sampling: how words are chosen, `mm.Sampling`; the likeliest by default. stop: texts that end the answer.
     stream: for one image, a `CaptionStream` that yields the text in pieces.
+    draft: what guesses the next words, so that the decoder is run less often and writes the same: `lookup`, a language
+    model or a joined one (`mm.tasks.answer.Manner`). `Caption.stats` says what it gained.
 
     Raises:
         TextInputError: the prompt is blank or too long. ImageInputError: an image cannot be read.
-        InputError: max_new_tokens is not a whole number from 1 to `limits.max_new_tokens`.
+        InputError: max_new_tokens is not a whole number from 1 to `limits.max_new_tokens`, or the draft does not fit.
     """
     said = None if prompt is None else check_prompt(prompt, "prompt", limits)
-    check_new_tokens(max_new_tokens, limits)
+    manner = Manner(max_new_tokens, limits, sampling, stop, draft)
+    model = for_task(model, "caption" if prompt is None else "ask")
     if stream:
         if isinstance(image, (list, tuple)):
             raise InputError(f"stream: expected one image, got {len(image)}")
         encoded = encode(image, model=model, cache=cache, limits=limits, allow_urls=allow_urls)
-        return CaptionStream(as_model(model), encoded, said, max_new_tokens)
+        joined = as_model(model)
+        return CaptionStream(joined, _question(joined, encoded, said), manner, said)
 
     def work(joined: Joined, encoded: list[Encoded]) -> list[Caption]:
-        return _captions(joined, encoded, said, max_new_tokens)
+        questions = [_question(joined, picture, said) for picture in encoded]
+        rows = last_rows(joined, questions, manner)
+        return [captioned(joined, *pair, said) for pair in zip(questions, rows, strict=True)]
 
     return each(image, work, model=model, cache=cache, on_error=on_error, limits=limits, allow_urls=allow_urls)
-
-
-def check_new_tokens(count: int, limits: Limits) -> None:
-    """Raises InputError unless it is a whole number from 1 to `limits.max_new_tokens`."""
-    whole = isinstance(count, int) and not isinstance(count, bool)
-    if not whole or not 1 <= count <= limits.max_new_tokens:
-        raise InputError(f"max_new_tokens: expected 1 to {limits.max_new_tokens}, got {count!r}")
 
 
 def check_prompt(text: str, name: str, limits: Limits) -> str:
@@ -101,38 +75,6 @@ def check_prompt(text: str, name: str, limits: Limits) -> str:
     return text.strip()
 
 
-@torch.inference_mode()
-def _captions(joined: Joined, encoded: list[Encoded], prompt: str | None, max_new_tokens: int) -> list[Caption]:
+def _question(joined: Joined, encoded: Encoded, prompt: str | None) -> Asked:
     speaker = speaker_of(joined)
-    whole = _whole_prompt(speaker, prompt)
-    read = [speaker.read(whole, [e]) for e in encoded]
-    rows: list[Row] = []
-    steps = generate(
-        speaker.decoder, [prefix for prefix, _ in read], [ids for _, ids in read], max_new_tokens=max_new_tokens
-    )
-    for rows in steps:  # noqa: B007 (the last is kept)
-        pass
-    return [_caption(joined, e, row, prompt, whole.notes) for e, row in zip(encoded, rows, strict=True)]
-
-
-def _whole_prompt(speaker: Speaker, prompt: str | None) -> Prompt:
-    return speaker.prompts(asked(speaker.prompt if prompt is None else prompt))
-
-
-def _caption(joined: Joined, encoded: Encoded, row: Row, prompt: str | None, notes: tuple[str, ...]) -> Caption:
-    speaker = speaker_of(joined)
-    return Caption(
-        text=row.text,
-        prompt=prompt,
-        tokens=len(row.ids),
-        finish_reason=row.finish_reason or "length",
-        size_hw=encoded.size_hw,
-        source=source(joined, encoded, (*speaker.notes, *notes)),
-    )
-
-
-def speaker_of(joined: Joined) -> Speaker:
-    """The language half, or an error that says the model has none."""
-    speaker = joined.need("speaker")
-    assert isinstance(speaker, Speaker)
-    return speaker
+    return speaker.prompts(asked(speaker.prompt if prompt is None else prompt)), [encoded]

@@ -6,22 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
 from mm.checkpoints.loading import as_model
 from mm.encoded import Encoded, encode_pictures
 from mm.errors import InputError
-from mm.generation.loop import Row
-from mm.generation.loop import generate as steps
-from mm.generation.prompts import Plain, Prompt, Turn, begin_ids
+from mm.generation.prompts import Plain, Turn, begin_ids
 from mm.generation.sampling import GREEDY, Sampling
 from mm.images import Picture, open_image
 from mm.joined import Joined
 from mm.limits import DEFAULT_LIMITS, Limits
 from mm.store import as_store
-from mm.tasks.caption import check_new_tokens, check_prompt, speaker_of
-from mm.tasks.each import Cache, Model, provenance, source
-from mm.types import Caption
+from mm.tasks.answer import Asked, DraftModel, Manner, captioned, last_rows, speaker_of
+from mm.tasks.caption import check_prompt
+from mm.tasks.each import Cache, Model
 
 
 def generate(
@@ -34,6 +30,7 @@ def generate(
     max_new_tokens: int = 96,
     sampling: Sampling = GREEDY,
     stop: Sequence[str] = (),
+    draft: DraftModel = None,
     cache: Cache = None,
     limits: Limits = DEFAULT_LIMITS,
     allow_urls: bool = False,
@@ -45,6 +42,7 @@ def generate(
     come as a list; its prompts may differ in length and in the number of pictures.
     examples: answered prompts that go in front, each (picture or pictures, text, answer) (McKinzie et al. 2024, MM1).
     system: what a chat model is told before everything else. chat: False leaves the decoder's chat template aside.
+    sampling, stop, draft: as for `mm.caption`.
 
     `Caption.size_hw` is that of the first picture, (1, 1) where there is none.
 
@@ -52,7 +50,7 @@ def generate(
         TextInputError: a text is blank or too long. ImageInputError: an image cannot be read.
         InputError: an item is neither, the model has no decoder, or its chat template has no place for these turns.
     """
-    check_new_tokens(max_new_tokens, limits)
+    manner = Manner(max_new_tokens, limits, sampling, stop, draft)
     many = isinstance(prompt, (list, tuple)) and bool(prompt) and all(isinstance(p, (list, tuple)) for p in prompt)
     asked = [list(each) for each in prompt] if many else [_as_list(prompt)]
     joined = as_model(model)
@@ -62,9 +60,9 @@ def generate(
     encoded = gate.encoded(cache)
     speaker = speaker_of(joined)
     prompts = speaker.prompts if chat else Plain(speaker.decoder.tokenizer, begin_ids(speaker.decoder.tokenizer))
-    read = [(prompts(turns), [encoded[i] for i in places]) for turns, places in requests]
-    rows = _rows(joined, read, max_new_tokens, sampling, stop)
-    results = [_result(joined, *each, row) for each, row in zip(read, rows, strict=True)]
+    questions: list[Asked] = [(prompts(turns), [encoded[i] for i in places]) for turns, places in requests]
+    rows = last_rows(joined, questions, manner)
+    results = [captioned(joined, *pair, None) for pair in zip(questions, rows, strict=True)]
     return results if many else results[0]
 
 
@@ -137,37 +135,3 @@ def _turn(gate: _Gate, items: list[Any], name: str) -> tuple[Turn, list[int]]:
     if not content:
         raise InputError(f"{name}: expected texts and pictures, got none")
     return Turn("user", tuple(content)), places
-
-
-@torch.inference_mode()
-def _rows(
-    joined: Joined, read: list[tuple[Prompt, list[Encoded]]], max_new_tokens: int, sampling: Sampling,
-    stop: Sequence[str],
-) -> list[Row]:  # fmt: skip
-    """One answer for each prompt; those with and those without pictures go in a batch of their own."""
-    speaker = speaker_of(joined)
-    begun = [speaker.read(prompt, pictures) for prompt, pictures in read]
-    rows: list[Row | None] = [None] * len(begun)
-    for seeing in (True, False):
-        group = [i for i, (prefix, _) in enumerate(begun) if (prefix is not None) == seeing]
-        if not group:
-            continue
-        prefixes = [begun[i][0] for i in group]
-        ids = [begun[i][1] for i in group]
-        *_, done = steps(speaker.decoder, prefixes, ids, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop)
-        for i, row in zip(group, done, strict=True):
-            rows[i] = row
-    return [row for row in rows if row is not None]
-
-
-def _result(joined: Joined, prompt: Prompt, pictures: list[Encoded], row: Row) -> Caption:
-    notes = (*speaker_of(joined).notes, *prompt.notes)
-    said = dict.fromkeys(warning for e in pictures for warning in source(joined, e).warnings)
-    return Caption(
-        text=row.text,
-        prompt=None,
-        tokens=len(row.ids),
-        finish_reason=row.finish_reason or "length",
-        size_hw=pictures[0].size_hw if pictures else (1, 1),
-        source=provenance(joined, (*said, *notes)),
-    )

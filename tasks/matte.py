@@ -15,12 +15,13 @@ from mm.checkpoints.photo import for_matte, for_task
 from mm.encoded import Encoded, encode_pictures
 from mm.errors import InputError, nearest
 from mm.heads.clipmat import ClipMatHead
-from mm.heads.trimap import foreground_of, trimap_of
+from mm.heads.trimap import trimap_of
 from mm.heads.vitmatte import VitMatte, load_vitmatte
 from mm.images import Picture
 from mm.joined import Joined
 from mm.labels import check_text
 from mm.limits import DEFAULT_LIMITS, Limits
+from mm.pictures.foreground import foreground_of
 from mm.tasks.each import Model, OnError, cut_warnings, each, source
 from mm.tasks.segment import segment
 from mm.types import Matte
@@ -138,4 +139,7 @@ def _by_trimap(label: str, matter: str | os.PathLike[str] | VitMatte | None, til
 
 def _matte(picture: Picture, alpha: np.ndarray, made: Any) -> Matte:
     alpha = np.clip(alpha, 0, 1)
-    return Matte(alpha, foreground_of(picture.pixels, alpha), made)
+    alpha.flags.writeable = False  # what cannot change is not copied
+    foreground = foreground_of(picture.pixels, alpha)
+    foreground.flags.writeable = False
+    return Matte(alpha, foreground, made)

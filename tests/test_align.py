@@ -17,7 +17,7 @@ from mm.checkpoints.loading import load
 from mm.cli.app import app
 from mm.errors import InputError
 from mm.generation.prompts import asked
-from mm.training.align import AlignTraining
+from mm.training.align import AlignTraining, Batch
 from mm.training.checks import weights_digest
 from mm.training.dialogues import Dialogues
 from tests.test_join import parts  # noqa: F401  (a fixture)
@@ -34,11 +34,9 @@ def joined(parts: tuple[Path, Path]) -> Any:  # noqa: F811
 
 def loss(model: Any) -> float:
     training = AlignTraining(model, model.speaker)
-    from mm.training.align import _Batch
-
     dialogues = Dialogues(PAIRS, "?")
     with torch.no_grad():
-        return training.losses(_Batch([(dialogues[i], dialogues[i].picture()) for i in range(2)]))["words"].item()
+        return training.losses(Batch([(dialogues[i], dialogues[i].picture()) for i in range(2)]))["words"].item()
 
 
 def test_the_connector_learns_and_nothing_else_changes(joined: Any) -> None:
@@ -49,7 +47,9 @@ def test_the_connector_learns_and_nothing_else_changes(joined: Any) -> None:
     assert loss(made) < 0.85 * loss(joined)
     assert made.speaker.notes == () and joined.speaker.notes != ()
     assert not any(p.requires_grad for p in made.speaker.connector.parameters())
+    assert made.sha256 != joined.sha256
     again = mm.fit(joined, PAIRS, **WORDS)
+    assert again.sha256 == made.sha256
     assert weights_digest(again.speaker.connector) == weights_digest(made.speaker.connector)
 
 
@@ -104,6 +104,15 @@ def test_a_file_in_llava_s_layout_is_read(tmp_path: Path) -> None:
     assert [turn.content for turn in dialogues[1].turns] == [(None, "what is it?"), ("a wall",), ("which colour?",)]
 
 
+def test_the_picture_goes_with_the_first_question_whoever_speaks_first(tmp_path: Path) -> None:
+    said = [("gpt", "hello"), ("human", "which colour?"), ("gpt", "red"), ("human", "sure?"), ("gpt", "yes")]
+    record = {"image": "a.png", "conversations": [{"from": role, "value": text} for role, text in said]}
+    (tmp_path / "data.json").write_text(json.dumps([record]))
+    dialogues = Dialogues(tmp_path / "data.json", "?")
+    assert [each.answer for each in (dialogues[0], dialogues[1])] == ["red", "yes"]
+    assert [turn.content for turn in dialogues[0].turns] == [("hello",), (None, "which colour?")]
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
@@ -124,6 +133,27 @@ def test_one_broken_picture_costs_only_itself(joined: Any) -> None:
     with pytest.warns(UserWarning, match="1 pictures were left out: gone.png"):
         made = mm.fit(joined, [*PAIRS, ("gone.png", "red")], **{**WORDS, "batch": 3, "steps": 2})
     assert made.speaker is not None
+
+
+def test_a_dialogue_too_long_for_the_decoder_costs_only_itself(joined: Any) -> None:
+    endless = (PAIRS[0][0], "which colour?", "red " * joined.speaker.decoder.context)
+    with pytest.warns(UserWarning, match="1 pictures were left out: item 2: .*tokens with the picture"):
+        made = mm.fit(joined, [*PAIRS, endless], **{**WORDS, "batch": 3, "steps": 2})
+    assert made.speaker is not None
+    with pytest.raises(InputError, match="nothing of a batch can be used.*tokens with the picture"):
+        mm.fit(joined, [endless], **WORDS)
+
+
+def test_mixed_precision_trains_too(joined: Any) -> None:
+    made = mm.fit(joined, PAIRS, **WORDS, bf16=True)
+    assert loss(made) < 0.85 * loss(joined)
+    assert weights_digest(made.speaker.connector) != weights_digest(mm.fit(joined, PAIRS, **WORDS).speaker.connector)
+
+
+@pytest.mark.parametrize("word", [{"flips": True}, {"negatives": 3}, {"encoder_rate": 0.5}, {"workers": 1}])
+def test_settings_of_heads_alone_are_refused(joined: Any, word: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=f'{next(iter(word))}: stage="align" has no use for it'):
+        mm.fit(joined, PAIRS, **WORDS, **word)
 
 
 @pytest.mark.parametrize("words", [{"head": "detect"}, {"labels": ["a"]}, {"fresh": True}, {"encoder": "trained"}])

@@ -22,6 +22,7 @@ from mm.heads.clipmat import ClipMatHead
 from mm.heads.clipseg import ClipSegHead
 from mm.heads.owlvit import OwlHead
 from mm.joined import Joined
+from mm.scenes.soft import render_soft
 from mm.training.data import open_data
 from mm.training.fit import fit
 from mm.training.validate import validated
@@ -79,6 +80,18 @@ def test_a_fresh_matter_learns_and_is_asked_by_its_task(clip: Path, tmp_path: Pa
     assert mm.matte(drawing(1)[0], "red square", model=made).alpha.shape == (48, 48)
     again = load(tmp_path / "m")
     assert bits(again.matter) == bits(made.matter) and described(again.matter) == described(made.matter)
+
+
+def test_a_guided_matter_goes_on_over_its_segmentation(tmp_path: Path):
+    before = load("tiny")
+    made = fit("tiny", "scenes:4", head="matte", out=tmp_path / "m", steps=2, batch=2, rate=1e-4)
+    assert isinstance(made.matter, ClipMatHead) and made.matter.guided
+    assert bits(made.matter) != bits(before.matter) and bits(made.segmenter) == bits(before.segmenter)
+    scene = render_soft(5)
+    one, other = (mm.matte(scene.pixels, scene.objects[0].label, model=each).alpha for each in (made, before))
+    assert np.abs(one - other).max() > 0 and np.abs(one - other).mean() < 0.05
+    with pytest.raises(InputError, match="guided by its segmentation, which a trained encoder leaves behind"):
+        fit("tiny", "scenes:4", head="matte", encoder="trained", steps=1)
 
 
 def test_a_model_in_memory_is_trained_on_and_stays_as_it_is(boxes: tuple[Joined, Path]):

@@ -20,6 +20,8 @@ import mm
 ROOT = Path(__file__).resolve().parents[1]
 LINKED = ("kernels", "connectors", "tasks")
 FACE = [
+    "Chat",
+    "Sampling",
     "ask",
     "caption",
     "classify",

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import tracemalloc
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,8 +21,11 @@ from mm.heads.clipmat import ClipMatHead
 from mm.heads.vitmatte import VitMatte, VitMatteConfig
 from mm.images import open_image
 from mm.joined import Joined
+from mm.pictures import foreground
+from mm.pictures.foreground import foreground_of
 from mm.recipes.matting import config_for
 from mm.scenes.render import render_scene, render_single
+from mm.scenes.soft import matte_of, render_soft
 from mm.types import ErrorRecord, Matte
 
 
@@ -44,6 +49,11 @@ def close(a: Matte, b: Matte) -> bool:
     """Equal but for the order in which a batch adds its numbers up."""
     colours = np.abs(a.foreground.astype(int) - b.foreground).max() <= 1
     return np.allclose(a.alpha, b.alpha, atol=1e-5) and bool(colours)
+
+
+def enlarged(values: np.ndarray, height: int, width: int) -> np.ndarray:
+    """float32[height, width] or uint8[height, width, 3], bilinear."""
+    return np.array(Image.fromarray(values).resize((width, height), Image.Resampling.BILINEAR))
 
 
 @pytest.fixture(scope="module")
@@ -187,3 +197,72 @@ def test_a_saved_matte_is_rgba_and_whole(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["cut.png"]
     with pytest.raises(OSError):
         made.save(tmp_path / "missing" / "cut.png")
+
+
+def test_colours_that_are_found_in_tiles_are_those_found_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = render_soft(3)
+    alpha, _ = matte_of(scene, [True] * len(scene.objects))
+    picture, alpha = enlarged(scene.pixels, 240, 310), enlarged(alpha, 240, 310).clip(1e-5, 1)
+    at_once = foreground_of(picture, alpha)
+    monkeypatch.setattr(foreground, "_WHOLE", 5000)
+    monkeypatch.setattr(foreground, "_TILE", 48)
+    seen = np.round(alpha * 255) > 0
+    np.testing.assert_array_equal(foreground_of(picture, alpha)[seen], at_once[seen])
+    assert (np.abs(at_once.astype(int) - picture)[seen].max(-1) > 20).mean() > 0.1  # there was something to find
+
+
+def test_a_large_blend_gives_back_the_colours_it_was_made_of() -> None:
+    size, random = (560, 640), np.random.default_rng(0)
+    assert size[0] * size[1] > foreground._WHOLE
+    front, behind = np.array([210, 50, 40.0]), np.array([20, 130, 220.0])
+    alpha = enlarged(random.uniform(-0.5, 1.5, (14, 16)).astype(np.float32), *size).clip(0, 1)
+    picture = (alpha[..., None] * front + (1 - alpha[..., None]) * behind + 0.5).astype(np.uint8)
+    found, seen = foreground_of(picture, alpha), alpha > 0.1
+    assert np.abs(found - front)[seen].max() <= 2
+    blend = alpha[..., None] * found + (1 - alpha[..., None]) * behind
+    assert np.abs(blend - picture)[seen].max() <= 1.5
+
+
+def test_a_pixel_that_is_written_as_opaque_keeps_its_colour() -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
+    alpha = np.full((40, 50), 0.999, np.float32)
+    alpha[:, :20] = 0.4
+    opaque = np.round(alpha * 255) == 255
+    np.testing.assert_array_equal(foreground_of(picture, alpha)[opaque], picture[opaque])
+
+
+def test_memory_for_the_colours_does_not_grow_with_the_picture() -> None:
+    random = np.random.default_rng(0)
+    picture = random.integers(0, 256, (1000, 1200, 3), np.uint8)
+    alpha = random.uniform(0.02, 0.98, (1000, 1200)).astype(np.float32)  # nothing is known: the most there is to do
+    tracemalloc.start()
+    try:
+        result = foreground_of(picture, alpha)
+        beside = tracemalloc.get_traced_memory()[1] - result.nbytes - alpha.nbytes
+    finally:
+        tracemalloc.stop()
+    assert beside < 60e6, f"{beside / 1e6:.0f} MB"  # a single float32 picture of both colours takes 29
+
+
+def test_colours_are_only_sought_where_they_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    swept, sweep = [], foreground._swept
+
+    def counted(image: np.ndarray, *rest: Any, **more: Any) -> np.ndarray:
+        swept.append(image[0].size)
+        return sweep(image, *rest, **more)
+
+    monkeypatch.setattr(foreground, "_swept", counted)
+    place = np.indices((1000, 1200)) - np.array([500, 600])[:, None, None]
+    alpha = np.clip((100 - np.hypot(*place)) / 12 + 0.5, 1e-4, 1 - 1e-4).astype(np.float32)  # never quite 0 or 1
+    foreground_of(np.zeros((1000, 1200, 3), np.uint8), alpha)
+    assert sum(swept) < 0.25 * alpha.size  # of all levels together
+
+
+def test_a_large_cut_out_laid_on_its_own_background_is_the_picture() -> None:
+    picture = enlarged(SQUARE.pixels, 620, 700)
+    made = mm.matte(picture, "red car", model="tiny")
+    seen = made.alpha > 0.1
+    assert 0.1 < seen.mean() < 0.2
+    anew = np.asarray(made.over((255, 255, 255))).astype(int)
+    assert np.abs(anew - picture)[seen].mean() < 4
+    assert np.abs(255 - picture.astype(int))[seen].mean() > 100

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from mm.errors import InputError
-from mm.heads.trimap import BACKGROUND, FOREGROUND, UNKNOWN, foreground_of, trimap_of
+from mm.heads.trimap import BACKGROUND, FOREGROUND, UNKNOWN, trimap_of
+from mm.pictures.foreground import foreground_of
 from mm.scenes.soft import matte_of, render_soft
 
 

@@ -51,6 +51,8 @@ def test_size_and_licence_are_said_once_where_the_weights_are_not_there(capsys: 
         for_task("photo", "detect")
     said = "photo: fetching hf:google/owlv2-base-patch16-ensemble, about 620 MB; licence: Apache-2.0\n"
     assert capsys.readouterr() == ("", said)
+    for_task("photo", "ask")
+    assert "llava-interleave-qwen-0.5b-hf, about 1,728 MB; licence: see model card" in capsys.readouterr().err
     for_task("photo", "classify")
     for_task("photo", "embed")
     assert capsys.readouterr().err.count("\n") == 1
@@ -73,6 +75,8 @@ def test_mattes_are_made_by_trimap(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 CALLS: dict[str, Any] = {
+    "caption": lambda: mm.caption(PICTURE, model="photo"),
+    "ask": lambda: mm.ask(PICTURE, "What is it?", model="photo"),
     "detect": lambda: mm.detect(PICTURE, "cat", model="photo"),
     "segment": lambda: mm.segment(PICTURE, "cat", model="photo"),
     "matte": lambda: mm.matte(PICTURE, "cat", model="photo"),
@@ -110,14 +114,13 @@ def test_each_task_asks_the_hub_for_its_own_model(task: str, monkeypatch: pytest
 @pytest.mark.parametrize(
     "call",
     [
-        lambda: mm.caption(PICTURE, model="photo"),
-        lambda: mm.ask(PICTURE, "What is it?", model="photo"),
         lambda: mm.encode(PICTURE, model="photo"),
         lambda: mm.load("photo"),
     ],
 )
 def test_what_has_no_model_for_photographs_says_what_has(call: Any) -> None:
-    with pytest.raises(CheckpointError, match=r"caption, ask and encode.*detect \(owlv2-base.*embed \(siglip2-base"):
+    listed = r"without a task and encode.*caption \(llava.*detect \(owlv2-base.*embed \(siglip2-base"
+    with pytest.raises(CheckpointError, match=listed):
         call()
 
 
@@ -125,6 +128,7 @@ def test_the_table_of_models_shows_the_name() -> None:
     lines = CliRunner().invoke(app, ["models"]).stdout.splitlines()
     noted = {line.split()[0]: line.partition("photo: ")[2] for line in lines if "photo: " in line}
     assert noted == {
+        "llava-interleave-qwen-0.5b": "caption; ask",
         "owlv2-base-patch16-ensemble": "detect",
         "clipseg-rd64-refined": "segment; matte, with vitmatte-small-composition-1k",
         "siglip2-base-patch16-224": "classify; embed",

@@ -34,7 +34,7 @@ def _scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("_scratch")
 def test_the_python_of_the_readme_runs(capsys: pytest.CaptureFixture[str]):
     names: dict[str, object] = {}
-    assert len(blocks("python")) == 3
+    assert len(blocks("python")) == 4
     for block in blocks("python"):
         exec(compile(block, "README.md", "exec"), names)
     assert Path("marked.png").is_file()
@@ -60,7 +60,7 @@ COMMANDS = [line for block in blocks("sh") for line in block.splitlines()]
 def test_the_commands_of_the_readme_run(command: str):
     program, *arguments = shlex.split(command)
     assert program == "mm"
-    answer = CliRunner().invoke(app, arguments)
+    answer = CliRunner().invoke(app, arguments, input="what is there?\n")
     assert answer.exit_code == 0, answer.output
     assert answer.stdout.strip()
 

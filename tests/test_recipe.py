@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from pathlib import Path
@@ -13,12 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from mm.decoders.causal import CausalDecoder
+from mm.encoders.base import ImageFeatures
 from mm.encoders.text import fast_rules
 from mm.recipes import fit
-from mm.recipes.batches import GRID, LABEL_GROUPS, TRAIN_SEED, Batch, Batches, make_batch
-from mm.recipes.fit import Checkpoint, cosine, fit_stage
+from mm.recipes.batches import GRID, LABEL_GROUPS, TRAIN_SEED, Batch, make_batch
+from mm.recipes.dialogue_batches import make_dialogue_batch
+from mm.recipes.fit import Checkpoint, Stream, cosine, fit_stage
 from mm.recipes.losses import generalised_iou, quality_focal
-from mm.recipes.tiny_parts import TEXT
+from mm.recipes.tiny_parts import TEXT, WIDTH, build_decoder, dialogue_loss
 from mm.recipes.tokenizer import train_tokenizer
 from mm.scenes import caption_of, mentions, questions_of, render_scene
 from mm.scenes.vocabulary import COLOURS, KINDS, PAIR_LABELS, SEEN_PAIRS, is_held_out
@@ -49,7 +52,7 @@ def test_a_batch_is_a_pure_function_of_its_step(batches: list[Batch]):
 
 
 def test_a_stream_that_starts_late_goes_on_exactly(batches: list[Batch]):
-    for late, early in zip(Batches(9, 12, 8), batches[9:], strict=True):
+    for late, early in zip(Stream(functools.partial(make_batch, size=8), 9, 12), batches[9:], strict=True):
         assert_same(late, early)
 
 
@@ -265,7 +268,9 @@ def test_a_killed_save_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: py
 def test_a_stage_that_is_killed_ends_where_an_undisturbed_one_does(tmp_path: Path):
     def stage(folder: Path, losses: Any, module: Small) -> Small:
         folder.mkdir(exist_ok=True)
-        fit_stage("s", folder, module, losses, steps=4, batch=2, peak=0.05, save_every=2)
+        fit_stage(
+            "s", folder, module, losses, make=functools.partial(make_batch, size=2), steps=4, peak=0.05, save_every=2
+        )
         return module
 
     torch.manual_seed(3)
@@ -290,3 +295,27 @@ def test_a_stage_that_is_killed_ends_where_an_undisturbed_one_does(tmp_path: Pat
     resumed = fresh()
     stage(tmp_path / "cut", resumed.losses, resumed)
     assert_equal_states(resumed, undisturbed)
+
+
+def test_questions_of_a_picture_share_its_row_and_do_not_see_each_other(tokenizer: Any):
+    torch.manual_seed(0)
+    speaker = build_decoder(tokenizer)
+    image = ImageFeatures(torch.randn(2, 64, WIDTH), (8, 8), torch.zeros(2, 0, WIDTH), torch.randn(2, 4))
+    dialogues = make_dialogue_batch(3, 2).dialogues
+    assert {picture for picture, _, _ in dialogues} == {0, 1} and len(dialogues) > 8
+    together = dialogue_loss(speaker, tokenizer, image, dialogues)
+    alone = [dialogue_loss(speaker, tokenizer, image, [each]) for each in dialogues]
+    weights = torch.tensor(
+        [len(tokenizer(said, add_special_tokens=False)["input_ids"]) + 1.0 for *_, said in dialogues]
+    )
+    assert torch.allclose(together, (torch.stack(alone) * weights).sum() / weights.sum(), atol=1e-5)
+    speaker["decoder"].set_attn_implementation("eager")
+    assert torch.allclose(dialogue_loss(speaker, tokenizer, image, dialogues), together, atol=1e-5)
+
+
+def test_dialogues_ask_where_things_lie_and_never_about_held_out_pairs():
+    batch = make_dialogue_batch(5, 16)
+    assert batch.pixels.shape == (16, 3, 128, 128)
+    assert sum(prompt.startswith("where") for _, prompt, _ in batch.dialogues) >= 8
+    for _, prompt, answer in batch.dialogues:
+        assert not any(is_held_out(*pair) for _, *pair in (*mentions(prompt), *mentions(answer)))

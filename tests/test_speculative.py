@@ -9,9 +9,9 @@ import torch
 
 from mm.decoders.base import Decoder
 from mm.generation.drafts import Draft, Draws, Lookup, guesser
-from mm.generation.loop import generate
+from mm.generation.loop import Row, generate
 from mm.generation.sampling import Sampling
-from mm.generation.speculative import DraftedRow, generate_speculatively
+from mm.generation.speculative import generate_speculatively
 from tests.speculative_parts import END, FAMILIES, RECURRENT, VOCAB, WIDTH, blurred, build, picture
 
 PROMPT = [1, 7, 12, 7, 12, 9]
@@ -38,7 +38,7 @@ def plain(decoder: Decoder, prefix: Any, prompt: list[int] = PROMPT, count: int 
     return row.ids
 
 
-def drafted(decoder: Decoder, prefix: Any, draft: Draft | Lookup, count: int = 12, **how: Any) -> DraftedRow:
+def drafted(decoder: Decoder, prefix: Any, draft: Draft | Lookup, count: int = 12, **how: Any) -> Row:
     *_, (row,) = generate_speculatively(decoder, prefix, PROMPT, draft=draft, max_new_tokens=count, **how)
     assert row.stats.tokens == len(row.ids) + (row.finish_reason == "stop" and not how.get("stop"))
     return row

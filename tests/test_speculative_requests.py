@@ -12,9 +12,10 @@ from mm.decoders.base import Decoder
 from mm.errors import InputError, ResourceLimitError
 from mm.generation import walks
 from mm.generation.drafts import Draft, Lookup
-from mm.generation.loop import deltas, generate
+from mm.generation.loop import Row, deltas, generate
 from mm.generation.sampling import Sampling
-from mm.generation.speculative import DraftedRow, Stats, generate_speculatively
+from mm.generation.speculative import generate_speculatively
+from mm.types import Stats
 from tests.speculative_parts import VOCAB, Words, blurred, build, picture
 
 PROMPT = [1, 7, 12, 7]
@@ -75,9 +76,9 @@ def test_the_last_allowed_token_says_length(decoder: Decoder, near: Decoder, cou
 
 @pytest.mark.parametrize("stop", [(), ("w18 w18",)], ids=str)
 def test_pieces_joined_are_the_text(decoder: Decoder, near: Decoder, stop: tuple[str, ...]) -> None:
-    rows: list[DraftedRow] = []
+    rows: list[Row] = []
 
-    def steps() -> Iterator[list[DraftedRow]]:
+    def steps() -> Iterator[list[Row]]:
         for each in generate_speculatively(decoder, None, PROMPT, draft=Draft(near), max_new_tokens=20, stop=stop):
             rows[:] = each
             yield each

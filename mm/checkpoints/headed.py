@@ -28,6 +28,7 @@ from mm.checkpoints.names import parse
 from mm.checkpoints.paths import plain_name
 from mm.checkpoints.reading import check_folder, fingerprint, load_into, load_tensors, read_json
 from mm.errors import CheckpointError, InputError, nearest
+from mm.files import replace_text, replacing
 from mm.heads.clipmat import ClipMatConfig, ClipMatHead
 from mm.heads.clipseg import ClipSegConfig, ClipSegHead
 from mm.heads.clipseg_style import ClipSegStyleConfig, ClipSegStyleHead
@@ -186,7 +187,7 @@ def save_headed(
         "sha256": files,
         "fitted": dict(fitted),
     }
-    _replace_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
+    replace_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
     return files
 
 
@@ -249,33 +250,14 @@ def with_encoder(base: Joined, layers: tuple[int, ...], weights: dict[str, Tenso
     return replace(base, encoder=encoder, world=None, speaker=None, **dict.fromkeys(PARTS))
 
 
-def _replace_text(path: Path, text: str) -> None:
-    """Puts a file in the place of another as a whole."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def _save(module: nn.Module, path: Path) -> str:
     """Writes all weights in their own dtype; the file's sha256."""
     from safetensors.torch import save_file
 
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        tensors = {k: v.detach().cpu().clone().contiguous() for k, v in module.state_dict().items()}
-        save_file(tensors, temporary, metadata={"format": "pt"})
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    tensors = {k: v.detach().cpu().clone().contiguous() for k, v in module.state_dict().items()}
+    with replacing(path) as partial:
+        save_file(tensors, partial, metadata={"format": "pt"})
+        partial.chmod(0o644)
     return fingerprint([path])
 
 

@@ -59,13 +59,13 @@ def load(
     with _guard:
         lock = _locks.setdefault(key, threading.Lock())
     with lock:
-        written = _written(found.folder)
-        if key not in _loaded or _loaded[key][0] != written:
-            _loaded[key] = (written, _load(os.fspath(name), found, dtype, pad).to(at))
+        stamp = written(found.folder)
+        if key not in _loaded or _loaded[key][0] != stamp:
+            _loaded[key] = (stamp, _load(os.fspath(name), found, dtype, pad).to(at))
         return _loaded[key][1]
 
 
-def _written(folder: Path) -> int:
+def written(folder: Path) -> int:
     """Nanoseconds: a folder that was trained on or exported again is another model."""
     return max(path.stat().st_mtime_ns for path in (folder, *folder.iterdir()))
 

@@ -10,7 +10,6 @@ from mm.checkpoints.names import parse
 from mm.zoo import MODELS, PHOTO, PHOTO_MATTER, PHOTO_NAME, Entry, no_photo
 
 _WEIGHTS = "model.safetensors"  # of every repository that the tables of the alias name
-_BYTES = 4  # of one parameter: the published files are float32
 
 _told: set[str] = set()
 _guard = threading.Lock()
@@ -60,5 +59,5 @@ def _tell(entry: Entry) -> None:
         if isinstance(try_to_load_from_cache(parse(entry.reference).name, _WEIGHTS), str):
             return
         _told.add(entry.name)
-    size = f"{entry.parameters * _BYTES:,.0f} MB"
+    size = f"{entry.parameters * entry.stored:,.0f} MB"
     print(f"photo: fetching {entry.reference}, about {size}; licence: {entry.licence}", file=sys.stderr)

@@ -7,7 +7,8 @@ import json
 import math
 import os
 import struct
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -101,21 +102,28 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: missing, too large, too deep, not JSON, or not an object.
     """
     most = _MAX_CONFIG if path.name == "config.json" else _MAX_TOKENIZER_CONFIG
-    try:
+    with _reading(path, "not valid JSON"):
         if not path.is_file():
             raise CheckpointError(f"{path.name}: no such file")
         if path.stat().st_size > most:
             raise CheckpointError(f"{path.name}: a configuration of more than {most:,} bytes")
         value = _parse(path.read_bytes())
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path.name}: expected a JSON object, got {type(value).__name__}")
+    return value
+
+
+@contextmanager
+def _reading(path: Path, otherwise: str) -> Iterator[None]:
+    """What goes wrong inside is a CheckpointError: the file cannot be read, or is `otherwise`."""
+    try:
+        yield
     except OSError as error:
         raise CheckpointError(f"{path.name}: cannot be read ({error.strerror})") from None
     except CheckpointError:
         raise
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path.name}: not valid JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path.name}: expected a JSON object, got {type(value).__name__}")
-    return value
+        raise CheckpointError(f"{path.name}: {otherwise} ({error})") from None
 
 
 def _parse(data: bytes) -> Any:
@@ -148,7 +156,7 @@ def read_header(path: Path) -> dict[str, Stored]:
         CheckpointError: another format (pickles among them), a key given twice, tensors that overlap, leave gaps,
             or do not fill the file to its last byte.
     """
-    try:
+    with _reading(path, "damaged header"):
         size = path.stat().st_size
         with open(path, "rb") as file:
             start = file.read(9)
@@ -157,12 +165,6 @@ def read_header(path: Path) -> dict[str, Stored]:
                 raise CheckpointError(f"{path.name}: not a safetensors file. {no_pickles()}")
             header = _parse(start[8:] + file.read(length - 1))
         return _layout(header, size - 8 - length)
-    except OSError as error:
-        raise CheckpointError(f"{path.name}: cannot be read ({error.strerror})") from None
-    except CheckpointError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path.name}: damaged header ({error})") from None
 
 
 def _layout(header: dict[str, Any], room: int) -> dict[str, Stored]:

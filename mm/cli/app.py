@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from mm.cli import about, datasets, exporting, fit, measure, parity, pictures
+from mm.cli import about, datasets, exporting, fit, language, measure, parity, pictures
 from mm.version import __version__
 
 app = typer.Typer(
@@ -48,8 +48,9 @@ def options(
 
 
 for command in (
-    pictures.caption,
-    pictures.ask,
+    language.caption,
+    language.ask,
+    language.chat,
     pictures.detect,
     pictures.segment,
     pictures.matte,

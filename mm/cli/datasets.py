@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mm.files import replace_text
+
 if TYPE_CHECKING:
     from mm.evaluation.report import Outcome
 
@@ -158,7 +160,7 @@ def _run(
             _draw(task, outcome, save)
         text = json_format.dumps(report, indent=2, allow_nan=False)
         if out is not None:
-            _write(out, text + "\n")
+            replace_text(out, text + "\n")
     except (MMError, OSError) as error:
         said = str(error) if isinstance(error, MMError) else error.strerror or type(error).__name__
         typer.echo(f"error: {visible(said)}", err=True)
@@ -208,16 +210,3 @@ def _draw(task: str, outcome: Outcome, save: Path) -> None:
     for number, (case, entry) in enumerate(zip(outcome.worst, outcome.report["worst"], strict=True), start=1):
         name = Path(case.name).stem + (f"_{case.mark.label}" if case.mark.label else "")
         entry["file"] = folder.save(f"{number:03d}_{name.replace('.', '_')}", case.drawing()).name
-
-
-def _write(path: Path, text: str) -> None:
-    """Replaces `path` as a whole, so that a reader never sees half of it."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json as json_format
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from mm.files import replace_text
 
 SCORES_BEGIN, SCORES_END = "<!-- scores -->", "<!-- /scores -->"
 
@@ -59,9 +60,9 @@ def scenes(
     text = json_format.dumps(scores, indent=2, allow_nan=False)
     typer.echo(text if json else render.table(render.flatten(scores)))
     if out is not None:
-        _write(out, text + "\n")
+        replace_text(out, text + "\n")
     if readme is not None:
-        _write(readme, with_scores(readme.read_text(encoding="utf-8"), scores))
+        replace_text(readme, with_scores(readme.read_text(encoding="utf-8"), scores))
 
 
 def with_scores(readme: str, scores: dict[str, Any]) -> str:
@@ -225,13 +226,3 @@ def _report(rows: list[dict[str, Any]], json: bool) -> None:
     else:
         typer.echo("; ".join(f"{key} {value}" for key, value in machine().items()) + "\n")
         typer.echo(render.table(rows))
-
-
-def _write(path: Path, text: str) -> None:
-    """Replaces `path` as a whole, so that a reader never sees half of it."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

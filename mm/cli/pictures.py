@@ -31,58 +31,6 @@ Save = Annotated[
 AllowUrls = Annotated[bool, typer.Option("--allow-urls", help="Let an image be fetched over http(s).")]
 
 
-def caption(
-    images: Images,
-    prompt: Annotated[str | None, typer.Option(help="Words the caption starts from.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest caption, in tokens.")] = 96,
-    model: Model = "tiny",
-    cache: Cache = None,
-    json: Json = False,
-    save: Save = None,
-    allow_urls: AllowUrls = False,
-) -> None:
-    """Say in a sentence what each picture shows.
-
-    \b
-    mm caption drawing.png
-    mm caption holiday/ --json > captions.jsonl
-    """
-    from mm.cli import render
-    from mm.cli.run import Request, run_pictures
-    from mm.tasks.caption import caption as task
-
-    run_pictures(
-        Request("caption", images, json, save, allow_urls),
-        lambda picture: task(picture, model=model, cache=cache, prompt=prompt, max_new_tokens=max_new_tokens),
-        render.caption,
-    )
-
-
-def ask(
-    image: Image,
-    question: Annotated[str, typer.Argument(metavar="QUESTION", help="A question about the picture.")],
-    model: Model = "tiny",
-    cache: Cache = None,
-    json: Json = False,
-    save: Save = None,
-    allow_urls: AllowUrls = False,
-) -> None:
-    """Answer a question about one picture.
-
-    \b
-    mm ask drawing.png "How many cars are there?"
-    """
-    from mm.cli import render
-    from mm.cli.run import Request, run_pictures
-    from mm.tasks.ask import ask as task
-
-    run_pictures(
-        Request("ask", [image], json, save, allow_urls),
-        lambda picture: task(picture, question, model=model, cache=cache),
-        render.caption,
-    )
-
-
 def detect(
     images: Images,
     labels: MaybeLabels = None,

@@ -16,6 +16,7 @@ import typer
 from tqdm import tqdm
 
 from mm.errors import ImageInputError, MMError, ResourceLimitError
+from mm.files import replacing
 from mm.images import Picture, open_image
 from mm.results.lettering import visible
 from mm.types import ErrorRecord
@@ -28,13 +29,17 @@ ITEM_ERRORS = (ImageInputError, ResourceLimitError, OSError)
 
 @dataclass(frozen=True)
 class Request:
-    """What the command line asked for, the same for every item. `task` names the saved files."""
+    """What the command line asked for, the same for every item. `task` names the saved files.
+
+    stream: tasks give a `CaptionStream`, which is printed as it grows.
+    """
 
     task: str
     names: Sequence[str]
     as_json: bool
     save: Path | None
     allow_urls: bool
+    stream: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,12 +71,8 @@ class SaveFolder:
     def save(self, name: str, image: Any) -> Path:
         """Writes `image` (a PIL picture) so that a reader never sees half a file."""
         target = self.place(name)
-        partial = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        try:
+        with replacing(target) as partial:
             image.save(partial, format="PNG")
-            os.replace(partial, target)
-        finally:
-            partial.unlink(missing_ok=True)
         return target
 
 
@@ -91,6 +92,8 @@ def run_pictures(
             picture = open_image(name, allow_urls=request.allow_urls)
             stage = "run"
             result = task(picture)
+            if request.stream:
+                result = _streamed(name, result)
             stage = "save"
             if folder is not None:
                 folder.save(name, drawing(result, picture))
@@ -173,10 +176,25 @@ def _request_errors() -> Iterator[None]:
 def _print_answer(request: Request, name: str, answer: Answer, text: Callable[[Any], str]) -> None:
     for warning in answer.warnings:
         typer.echo(f"warning: {visible(name)}: {visible(warning)}", err=True)
+    if request.stream:
+        return
     if request.as_json:
         typer.echo(json.dumps({"name": name, "ok": True, "result": answer.result.to_dict()}, allow_nan=False))
     else:
         typer.echo(f"{visible(name)}\t{visible(text(answer.result))}")
+
+
+def _streamed(name: str, stream: Any) -> Any:
+    """Prints the line of a `CaptionStream` as it grows; its result."""
+    with tqdm.external_write_mode():
+        typer.echo(f"{visible(name)}\t", nl=False)
+        try:
+            for piece in stream:
+                typer.echo(visible(piece), nl=False)
+                sys.stdout.flush()
+        finally:
+            typer.echo("")
+    return stream.result
 
 
 def _print_error(request: Request, record: ErrorRecord) -> None:

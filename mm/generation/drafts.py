@@ -112,7 +112,7 @@ def draft_prefixes(draft: Draft | Lookup, decoder: Decoder, requests: Sequence[R
         return [None] * len(requests)
     if not isinstance(draft, Draft):
         raise InputError(f"draft: expected a Draft or a Lookup, got {type(draft).__name__}")
-    _check_vocabulary(draft.decoder, decoder)
+    check_vocabulary(draft.decoder, decoder)
     prefixes = prefix_rows(draft.prefix)
     if len(prefixes) not in (1, len(requests)):
         raise InputError(f"draft: expected 1 or {len(requests)} prefixes, one for each row, got {len(prefixes)}")
@@ -188,7 +188,8 @@ def _width(decoder: Decoder) -> int:
     return decoder.lm.get_input_embeddings().weight.shape[0]
 
 
-def _check_vocabulary(draft: Decoder, decoder: Decoder) -> None:
+def check_vocabulary(draft: Decoder, decoder: Decoder) -> None:
+    """Raises InputError unless both read and write the same tokens."""
     if draft.tokenizer is decoder.tokenizer or _same_words(draft.tokenizer, decoder.tokenizer):
         return
     sizes = f"{len(draft.tokenizer)} and {len(decoder.tokenizer)} tokens"

@@ -14,6 +14,7 @@ from mm.decoders.base import Decoder
 from mm.errors import InputError, ResourceLimitError
 from mm.generation.sampling import GREEDY, Chooser, Sampling
 from mm.generation.writing import Writing, whole_text
+from mm.types import Stats
 
 
 @dataclass
@@ -22,11 +23,21 @@ class Row:
 
     finish_reason: None while it grows; `stop` (the model ended it, or a stop string came), `length` or `cancelled`.
     text: without the stop string; there once there is a finish_reason. `deltas` gives it as it grows.
+    forwards, decided, guessed, accepted: as `stats` tells them.
     """
 
     ids: list[int] = field(default_factory=list)
     finish_reason: str | None = None
     text: str = ""
+    forwards: int = 0
+    decided: int = 0
+    guessed: int = 0
+    accepted: int = 0
+
+    @property
+    def stats(self) -> Stats:
+        """What it has cost so far."""
+        return Stats(self.forwards, self.decided, self.guessed, self.accepted)
 
 
 @dataclass
@@ -45,6 +56,7 @@ class Request:
 
     def append(self, decoder: Decoder, token: int, *, last: bool) -> None:
         """The next token; the answer ends at an end token, at a stop string, or where this is the last token."""
+        self.row.decided += 1
         if token in decoder.ends:
             self.finish(decoder, "stop")
             return
@@ -131,6 +143,7 @@ class _Group:
         chosen = self._chosen(logits)
         for request, token in zip(self.requests, chosen, strict=True):
             if request.row.finish_reason is None:
+                request.row.forwards += 1
                 request.append(self.decoder, token, last=last)
         self._ids, self._lengths = torch.tensor(chosen)[:, None], None
 
@@ -187,10 +200,12 @@ def check_room(decoder: Decoder, picture: int, prompt: int, answer: int, name: s
 
 
 def _grouped(decoder: Decoder, requests: list[Request]) -> list[list[Request]]:
-    """All rows together where a cache may be ragged, otherwise those whose prefixes and prompts are equally long."""
+    """All rows with a prefix, and all without, together where a cache may be ragged; otherwise those whose prefixes
+    and prompts are equally long."""
     groups: dict[Any, list[Request]] = {}
     for request in requests:
-        shape = None if decoder.ragged else (request.length, len(request.prompt))
+        lengths = () if decoder.ragged else (request.length, len(request.prompt))
+        shape = (request.prefix is None, *lengths)
         groups.setdefault(shape, []).append(request)
     return list(groups.values())
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -26,36 +25,6 @@ from mm.generation.walks import Walk, walking_together
 MOST_A_STEP = 64
 
 
-@dataclass
-class Stats:
-    """What an answer has cost.
-
-    forwards: of the decoder, a recurrent one's second readings of what was kept included. tokens: decided, an end
-    token included. guessed, accepted: tokens of the draft.
-    """
-
-    forwards: int = 0
-    tokens: int = 0
-    guessed: int = 0
-    accepted: int = 0
-
-    @property
-    def tokens_per_forward(self) -> float:
-        return self.tokens / self.forwards if self.forwards else 0.0
-
-    @property
-    def acceptance(self) -> float:
-        """0-1, of all that was guessed."""
-        return self.accepted / self.guessed if self.guessed else 0.0
-
-
-@dataclass
-class DraftedRow(Row):
-    """An answer as it grows, by several tokens a step."""
-
-    stats: Stats = field(default_factory=Stats)
-
-
 @torch.inference_mode()
 def generate_speculatively(
     decoder: Decoder,
@@ -68,7 +37,7 @@ def generate_speculatively(
     sampling: Sampling | Sequence[Sampling] = GREEDY,
     stop: Sequence[str] = (),
     cancel: threading.Event | None = None,
-) -> Iterator[list[DraftedRow]]:
+) -> Iterator[list[Row]]:
     """As `mm.generation.loop.generate`, which explains the other arguments; yields the rows after each step.
 
     A greedy answer is that of `generate`. A drawn one follows the same distribution; equal seeds draw equal answers,
@@ -88,12 +57,10 @@ def generate_speculatively(
         raise InputError(f"tokens_per_step: expected a whole number from 1 to {MOST_A_STEP}, got {tokens_per_step!r}")
     requests = open_requests(decoder, prefix, prompt_ids, max_new_tokens, sampling, stop)
     begins = draft_prefixes(draft, decoder, requests, max_new_tokens)
-    rows = [DraftedRow() for _ in requests]
+    rows = [request.row for request in requests]
     groups = []
     for places in walking_together(decoder, [request.prefix for request in requests]):
         own, longest = [requests[i] for i in places], max(len(requests[i].prompt) for i in places)
-        for i in places:
-            requests[i].row = rows[i]
         guess = guesser(draft, decoder, [begins[i] for i in places], longest + max_new_tokens, tokens_per_step)
         group = _Group(decoder, own, [rows[i] for i in places], guess, at_once=tokens_per_step, answer=max_new_tokens)
         groups.append(group)
@@ -112,7 +79,7 @@ class _Group:
         self,
         decoder: Decoder,
         requests: list[Request],
-        rows: list[DraftedRow],
+        rows: list[Row],
         guess: Guesser,
         *,
         at_once: int,
@@ -138,19 +105,19 @@ class _Group:
         ids = [own + [guess.token for guess in each] for own, each in zip(unread, guesses, strict=True)]
         logits = self.walk.read(ids, max(map(len, guesses)) + 1)
         for i in growing:
-            self.rows[i].stats.forwards = self.walk.forwards
+            self.rows[i].forwards = self.walk.forwards
             self._judge(i, logits[i, -len(guesses[i]) - 1 :], guesses[i])
 
     def _judge(self, i: int, logits: Tensor, guesses: list[Guess]) -> None:
         """Takes the guesses in their order, up to the first that the decoder would not write, and one token more."""
-        request, row, stats = self.requests[i], self.rows[i], self.rows[i].stats
-        stats.guessed += len(guesses)
+        request, row = self.requests[i], self.rows[i]
+        row.guessed += len(guesses)
         seen = request.prompt + row.ids
         for scores, guess in zip(logits, [*guesses, None], strict=True):
             token = self.draws[i].judge(scores, seen, guess)
             request.append(self.decoder, token, last=len(row.ids) + 1 == self.answer)
             seen.append(token)
             agreed = guess is not None and token == guess.token
-            stats.tokens, stats.accepted = stats.tokens + 1, stats.accepted + agreed
+            row.accepted += agreed
             if not agreed or row.finish_reason is not None:
                 return

@@ -1,1 +1,4 @@
-"""From bytes to upright pixels and back: reading, fetching, squares and frames. `mm.images` is the gate."""
+"""From bytes to upright pixels and back: reading, fetching, squares and frames; and a subject's own colours.
+
+`mm.images` is the gate.
+"""

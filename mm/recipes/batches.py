@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import IterableDataset
 
 from mm.recipes.tokenizer import DEFAULT_PROMPT
 from mm.scenes.language import caption_of, questions_of
@@ -159,16 +157,22 @@ def _alike(scene: Scene, asks: np.ndarray) -> np.ndarray:
     return np.isin(asks[:, 1], list(colours)) | np.isin(asks[:, 2], list(kinds))
 
 
-def _frame(side: int, rng: np.random.Generator) -> tuple[int, int]:
+def draw_frame(side: int, rng: np.random.Generator) -> tuple[int, int]:
     """Width and height of a scene that will be squashed to side x side: people's pictures are rarely square."""
     stretch = np.exp(rng.uniform(-0.3, 0.3)) if rng.random() < 0.65 else 1.0
     return round(side * stretch), round(side / stretch)
 
 
+def squashed_pixels(scenes: list[Scene], side: int) -> Tensor:
+    """uint8[B, 3, side, side]."""
+    square = [np.asarray(scene.pil().resize((side, side), Image.Resampling.BILINEAR)) for scene in scenes]
+    return torch.from_numpy(np.ascontiguousarray(np.stack(square).transpose(0, 3, 1, 2)))
+
+
 def make_batch(step: int, size: int, *, asks: int = 16, side: int = 128) -> Batch:
     """The batch of this step: a pure function of its arguments."""
     rng = np.random.default_rng((step, 11))
-    scenes = [render_scene(TRAIN_SEED + step * size + i, _frame(side, rng)) for i in range(size)]
+    scenes = [render_scene(TRAIN_SEED + step * size + i, draw_frame(side, rng)) for i in range(size)]
     texts, meaning = _labels(scenes, rng)
     things = [(b, o) for b, scene in enumerate(scenes) for o in scene.objects]
     owner = np.array([b for b, _ in things])
@@ -180,24 +184,9 @@ def make_batch(step: int, size: int, *, asks: int = 16, side: int = 128) -> Batc
     ask = _mask_questions(scenes, meaning, match, owner, asks, rng)
     dialogues = [(i, DEFAULT_PROMPT, caption_of(scene)) for i, scene in enumerate(scenes)]
     dialogues += [(i, *questions_of(scene, step)[0]) for i, scene in enumerate(scenes) if i % 2 == 0]
-    square = [np.asarray(scene.pil().resize((side, side), Image.Resampling.BILINEAR)) for scene in scenes]
-    pixels = np.stack(square).transpose(0, 3, 1, 2)
     tensors = [torch.from_numpy(np.ascontiguousarray(a)) for a in (owner, boxes, *cells, *ask)]
     pair = torch.tensor([SEEN_PAIRS.index((o.colour, o.kind)) for _, o in things])
     return Batch(
-        torch.from_numpy(np.ascontiguousarray(pixels)), texts, pair, torch.from_numpy(match), *tensors,
+        squashed_pixels(scenes, side), texts, pair, torch.from_numpy(match), *tensors,
         captions=[caption_of(scene) for scene in scenes], dialogues=dialogues, step=step,
     )  # fmt: skip
-
-
-class Batches(IterableDataset):
-    """Batches `first`, `first + 1`, … for a loader with any number of workers; a resumed run goes on exactly."""
-
-    def __init__(self, first: int, last: int, size: int, asks: int = 16) -> None:
-        self.first, self.last, self.size, self.asks = first, last, size, asks
-
-    def __iter__(self) -> Iterator[Batch]:
-        info = torch.utils.data.get_worker_info()
-        shift, stride = (info.id, info.num_workers) if info else (0, 1)
-        for step in range(self.first + shift, self.last, stride):
-            yield make_batch(step, self.size, asks=self.asks)

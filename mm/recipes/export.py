@@ -33,13 +33,13 @@ from mm.scenes.render import render_scene
 from mm.world import describe
 
 if TYPE_CHECKING:
-    from mm.recipes.tiny import HeadsTraining
+    from mm.recipes.tiny import WordsTraining
 
 _WORLD_SCENES, _WORLD_SEED = 3000, 900_000_000
 _FLOOR = 1e-3  # of the whitening's variances, in units of a channel's own spread
 
 
-def export(training: HeadsTraining, out: Path) -> None:
+def export(training: WordsTraining, out: Path) -> None:
     """Replaces `out` as a whole: a reader never sees half of it. Weights are stored as float16."""
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -101,7 +101,7 @@ def _vision(vision: nn.Module, folder: Path) -> None:
     })  # fmt: skip
 
 
-def _text(training: HeadsTraining, folder: Path) -> None:
+def _text(training: WordsTraining, folder: Path) -> None:
     text: Any = training.encoder.text
     text.config.save_pretrained(folder)
     training.encoder.rules.tokenizer.save_pretrained(folder)
@@ -113,7 +113,7 @@ def _text(training: HeadsTraining, folder: Path) -> None:
     })  # fmt: skip
 
 
-def _decoder(training: HeadsTraining, folder: Path) -> None:
+def _decoder(training: WordsTraining, folder: Path) -> None:
     lm: Any = training.speaker["decoder"]
     lm.config.save_pretrained(folder)
     training.encoder.rules.tokenizer.save_pretrained(folder)

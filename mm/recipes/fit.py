@@ -6,7 +6,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from tqdm import tqdm
-
-from mm.recipes.batches import Batches
 
 
 def cosine(step: int, total: int, warm: int = 200, floor: float = 0.01) -> float:
@@ -84,20 +82,31 @@ def load_stage(name: str, folder: Path, module: nn.Module) -> None:
         module.load_state_dict({k[6:]: file.get_tensor(k) for k in file.keys() if k.startswith("model.")})  # noqa: SIM118
 
 
+class Stream(IterableDataset):
+    """Batches `first` to `last - 1`, for a loader with any number of workers; a resumed run goes on exactly."""
+
+    def __init__(self, make: Callable[[int], Any], first: int, last: int) -> None:
+        self.make, self.first, self.last = make, first, last
+
+    def __iter__(self) -> Iterator[Any]:
+        info = get_worker_info()
+        shift, stride = (info.id, info.num_workers) if info else (0, 1)
+        return map(self.make, range(self.first + shift, self.last, stride))
+
+
 def fit_stage(
     name: str, folder: Path, module: nn.Module, losses: Callable[[Any], dict[str, Tensor]], *,
-    steps: int, batch: int, peak: float, asks: int = 16, shift: int = 0, workers: int = 1, save_every: int = 250,
-    batches: Callable[[int, int, int, int], IterableDataset] = Batches,
+    make: Callable[[int], Any], steps: int, peak: float, shift: int = 0, workers: int = 1, save_every: int = 250,
 ) -> None:  # fmt: skip
     """Trains what of `module` requires gradients; goes on from `folder/name.safetensors` where that exists.
 
+    make: the batch of a step, a pure function of it, which workers may call; a batch has `to(device)`.
     shift: added to the step that draws a batch, so that stages see different scenes.
-    batches: from (first, last, batch, asks) to the batches of those steps, each with `to(device)`.
     """
     optimiser = adamw([(module, 1.0)], decay=0.03)
     checkpoint = Checkpoint(folder / f"{name}.safetensors", module, optimiser)
     first = checkpoint.load()
-    stream = batches(first + shift, steps + shift, batch, asks)
+    stream = Stream(make, first + shift, steps + shift)
     loader = DataLoader(stream, batch_size=None, num_workers=workers, prefetch_factor=4)
     run_steps(
         name, Plan(steps, peak, save_every=save_every), loader, losses, optimiser,

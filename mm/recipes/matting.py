@@ -26,7 +26,7 @@ from mm.encoders.base import TextFeatures
 from mm.heads.clipmat import ClipMatConfig, ClipMatHead, MatteLogits
 from mm.joined import Joined
 from mm.recipes.fit import fit_stage
-from mm.recipes.matting_batches import SoftBatch, SoftBatches
+from mm.recipes.matting_batches import SoftBatch, make_soft_batch
 from mm.recipes.tiny import autocast
 from mm.zoo import EMBEDDED
 
@@ -149,10 +149,10 @@ def train(
         training = MatteTraining(joined, config_for(joined, guided=joined.segmenter is not None))
     device = next(joined.encoder.parameters()).device  # pyright: ignore[reportAttributeAccessIssue]
     training.head.to(device).to(memory_format=torch.channels_last).train()
-    batches = functools.partial(SoftBatches, side=joined.spec.preprocessing.input_hw[0])
+    make = functools.partial(make_soft_batch, size=batch, asks=asks, side=joined.spec.preprocessing.input_hw[0])
     fit_stage(
-        "matte", folder, training.head, training.losses, steps=steps, batch=batch, peak=2e-3, asks=asks,
-        shift=_SHIFT, workers=workers, save_every=save_every, batches=batches,
+        "matte", folder, training.head, training.losses, make=make, steps=steps, peak=2e-3,
+        shift=_SHIFT, workers=workers, save_every=save_every,
     )  # fmt: skip
     return training
 

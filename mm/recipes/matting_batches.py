@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import IterableDataset
 
 from mm.recipes.batches import TRAIN_SEED
 from mm.scenes.render import Scene
@@ -102,16 +100,3 @@ def make_soft_batch(step: int, size: int, asks: int, side: int = 128) -> SoftBat
         torch.from_numpy(np.ascontiguousarray(foreground)),
         step,
     )
-
-
-class SoftBatches(IterableDataset):
-    """Batches `first`, `first + 1`, … for a loader with any number of workers; a resumed run goes on exactly."""
-
-    def __init__(self, first: int, last: int, size: int, asks: int, side: int = 128) -> None:
-        self.first, self.last, self.size, self.asks, self.side = first, last, size, asks, side
-
-    def __iter__(self) -> Iterator[SoftBatch]:
-        info = torch.utils.data.get_worker_info()
-        shift, stride = (info.id, info.num_workers) if info else (0, 1)
-        for step in range(self.first + shift, self.last, stride):
-            yield make_soft_batch(step, self.size, self.asks, self.side)

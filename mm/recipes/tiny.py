@@ -1,14 +1,18 @@
 """The recipe of the embedded default: `python -m mm.recipes.tiny --work FOLDER`, or `make weights`.
 
-Three stages; the first two go on after a kill from their last checkpoint in FOLDER.
+Five stages; all but the last go on after a kill from their last checkpoint in FOLDER.
 `pair` trains the two towers by image-text terms, region-text terms (boxes and masks by label) and captioning.
 `heads` freezes them and trains detection head, segmentation head, connector and decoder on.
+`names` trains connector and decoder alone, on what one of two things is like: with more of them, or beside captions,
+the decoder does not learn for a long time to look for the thing that a question names.
+`words` trains the two on everything that can be asked about a picture.
 `export` writes the folder that the library loads, measures the drawn world's spread, and needs no training.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +22,8 @@ from torch import Tensor, nn
 from mm.checkpoints.loading import load
 from mm.encoders.base import ImageFeatures
 from mm.joined import Joined
-from mm.recipes.batches import ATTRIBUTE_SIZES, Batch
+from mm.recipes.batches import ATTRIBUTE_SIZES, Batch, make_batch
+from mm.recipes.dialogue_batches import DialogueBatch, make_dialogue_batch
 from mm.recipes.export import export
 from mm.recipes.fit import fit_stage, load_stage
 from mm.recipes.losses import (
@@ -120,6 +125,23 @@ class HeadsTraining(nn.Module):
         return {**terms, "words": spoken}
 
 
+class WordsTraining(nn.Module):
+    """The language half over frozen towers and heads."""
+
+    def __init__(self, heads: HeadsTraining) -> None:
+        super().__init__()
+        self.encoder, self.heads, self.speaker = heads.encoder, heads.heads.requires_grad_(False), heads.speaker
+
+    def losses(self, batch: DialogueBatch) -> dict[str, Tensor]:
+        self.encoder.eval()
+        with autocast(batch.pixels.device):
+            with torch.no_grad():
+                pixels = prepare(batch.pixels).contiguous(memory_format=torch.channels_last)
+                image = self.encoder.encode_image(pixels)
+            tokenizer = self.encoder.rules.tokenizer
+            return {"words": spoken_loss(self.speaker, self.heads["detect"], tokenizer, image, batch.dialogues)}
+
+
 def spoken_loss(speaker: Any, detector: nn.Module, tokenizer: Any, image: ImageFeatures, dialogues: Any) -> Tensor:
     """`dialogue_loss`, where the connector finds things as the detection head does by now."""
     speaker["connector"].find_as(detector)
@@ -131,18 +153,25 @@ def autocast(device: torch.device) -> torch.autocast:
 
 
 def train(
-    folder: Path, *, pair_steps: int, heads_steps: int, batch: int, device: str, init: str | None = None
-) -> HeadsTraining:
+    folder: Path, *, pair_steps: int, heads_steps: int, names_steps: int, words_steps: int, batch: int, device: str,
+    init: str | None = None,
+) -> WordsTraining:  # fmt: skip
     """Runs the stages that `folder` does not hold complete yet."""
     torch.manual_seed(0)
     start = load(init) if init else None
     pair = PairTraining().to(device).to(memory_format=torch.channels_last).train()
     if start:
         pair.start_from(start)
-    fit_stage("pair", folder, pair, pair.losses, steps=pair_steps, batch=batch, peak=1.0e-3)
+    make = functools.partial(make_batch, size=batch)
+    fit_stage("pair", folder, pair, pair.losses, make=make, steps=pair_steps, peak=1.0e-3)
     heads = HeadsTraining(pair).to(device).train()
-    fit_stage("heads", folder, heads, heads.losses, steps=heads_steps, batch=batch, peak=1.5e-3, shift=10**7)
-    return heads
+    fit_stage("heads", folder, heads, heads.losses, make=make, steps=heads_steps, peak=1.5e-3, shift=10**7)
+    words = WordsTraining(heads).to(device).train()
+    make = functools.partial(make_dialogue_batch, size=2 * batch, most=2)
+    fit_stage("names", folder, words, words.losses, make=make, steps=names_steps, peak=3.0e-3, shift=4 * 10**7)
+    make = functools.partial(make_dialogue_batch, size=batch)
+    fit_stage("words", folder, words, words.losses, make=make, steps=words_steps, peak=2.0e-3, shift=3 * 10**7)
+    return words
 
 
 def main() -> None:
@@ -150,22 +179,25 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder of checkpoints and logs")
     parser.add_argument("--pair-steps", type=int, default=4200, help="of --batch scenes each (default %(default)s)")
     parser.add_argument("--heads-steps", type=int, default=3000, help="likewise (default %(default)s)")
+    parser.add_argument("--names-steps", type=int, default=700, help="of twice as many (default %(default)s)")
+    parser.add_argument("--words-steps", type=int, default=6000, help="likewise (default %(default)s)")
     parser.add_argument("--batch", type=int, default=32, help="scenes a step (default %(default)s)")
     parser.add_argument("--init", metavar="MODEL", help="start from a name or an exported folder, not from nothing")
-    parser.add_argument("--export-only", action="store_true", help="write the last checkpoint of `heads` as it is")
+    parser.add_argument("--export-only", action="store_true", help="write the last checkpoint of `words` as it is")
     parser.add_argument(
         "--out", type=Path, default=EMBEDDED / "tiny", help="folder to write (default: the embedded one)"
     )
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     if args.export_only:
-        heads = HeadsTraining(PairTraining())
-        load_stage("heads", args.work, heads)
+        trained = WordsTraining(HeadsTraining(PairTraining()))
+        load_stage("words", args.work, trained)
     else:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         steps = {"pair_steps": args.pair_steps, "heads_steps": args.heads_steps}
-        heads = train(args.work, **steps, batch=args.batch, device=device, init=args.init)
-    export(heads.cpu().eval(), args.out)
+        steps |= {"names_steps": args.names_steps, "words_steps": args.words_steps}
+        trained = train(args.work, **steps, batch=args.batch, device=device, init=args.init)
+    export(trained.cpu().eval(), args.out)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 
 from mm.connectors.table import build
 from mm.encoders.base import EncoderSpec, ImageFeatures
@@ -83,23 +85,46 @@ def dialogue_loss(
 ) -> torch.Tensor:
     """Mean cross-entropy of the answers' tokens.
 
-    speaker: `connector` and `decoder`; each dialogue is (picture, prompt, answer). A row reads
-    `picture <s> prompt newline answer </s>`, the order in which `mm.generate` feeds them.
+    speaker: `connector` and `decoder`; each dialogue is (picture, prompt, answer). A decoder reads
+    `picture <s> prompt newline answer </s>`, the order in which `mm.generate` feeds them; all dialogues of a picture
+    share one row, in which each sees the picture and itself alone.
     """
     lm = speaker["decoder"]
-    pictures, _ = speaker["connector"](image.tokens, image.grid)
-    newline = tokenizer.convert_tokens_to_ids("<0x0A>")
-    rows, starts = [], []
-    for _, prompt, answer in dialogues:
-        asked, said = tokenizer([prompt, answer], add_special_tokens=False)["input_ids"]
-        rows.append([tokenizer.bos_token_id, *asked, newline, *said, tokenizer.eos_token_id])
-        starts.append(len(asked) + 2)
-    width = max(map(len, rows))
-    ids = torch.tensor([row + [tokenizer.pad_token_id] * (width - len(row)) for row in rows], device=pictures.device)
-    place = torch.arange(width)[None]
-    answer = (place >= torch.tensor(starts)[:, None]) & (place < torch.tensor([len(r) for r in rows])[:, None])
+    asked = list(dict.fromkeys(picture for picture, _, _ in dialogues))
+    pictures = speaker["connector"](image.tokens, image.grid)[0][asked]
+    rows = [_packed([d[1:] for d in dialogues if d[0] == picture], tokenizer) for picture in asked]
+    ids, part, place, answer = (pad_sequence(list(each), True).to(pictures.device) for each in zip(*rows, strict=True))
     embeds = lm.get_input_embeddings()(ids)
-    owner = torch.tensor([d[0] for d in dialogues], device=pictures.device)
-    inputs = torch.cat([pictures[owner].to(embeds.dtype), embeds], 1)
-    logits = lm(inputs_embeds=inputs, logits_to_keep=width + 1).logits[:, :-1]
-    return torch.nn.functional.cross_entropy(logits[answer].float(), ids[answer.to(ids.device)])
+    seen = pictures.shape[1]
+    place = torch.cat([torch.arange(seen, device=place.device).expand(len(ids), -1), seen + place], 1)
+    hidden = lm.model(
+        inputs_embeds=torch.cat([pictures.to(embeds.dtype), embeds], 1), position_ids=place,
+        attention_mask=_own_part(F.pad(part, (seen, 0)), embeds.dtype),
+    ).last_hidden_state  # fmt: skip
+    before = F.pad(answer[:, 1:], (seen, 1))  # what stands in front of an answer's token foretells it
+    return F.cross_entropy(lm.lm_head(hidden[before]).float(), ids[answer])
+
+
+def _packed(dialogues: list[tuple[str, str]], tokenizer: Any) -> tuple[torch.Tensor, ...]:
+    """One picture's dialogues behind each other: ids, which dialogue (from 1 on), place in it, all int64[W], and
+    whether a token is of the answer, bool[W]."""
+    newline = tokenizer.convert_tokens_to_ids("<0x0A>")
+    ids, part, place, answer = [], [], [], []
+    for number, (prompt, reply) in enumerate(dialogues, start=1):
+        asked, said = tokenizer([prompt, reply], add_special_tokens=False)["input_ids"]
+        row = [tokenizer.bos_token_id, *asked, newline, *said, tokenizer.eos_token_id]
+        ids += row
+        part += [number] * len(row)
+        place += range(len(row))
+        answer += [False] * (len(asked) + 2) + [True] * (len(said) + 1)
+    return torch.tensor(ids), torch.tensor(part), torch.tensor(place), torch.tensor(answer)
+
+
+def _own_part(part: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """What is added to the attention of int64[B, T] parts, [B, 1, T, T]: a token sees what came before it of part 0
+    and of its own part."""
+    allowed = (part[:, None] == part[:, :, None]) | (part[:, None] == 0)
+    hidden = ~allowed.tril()
+    return torch.zeros(hidden.shape, dtype=dtype, device=part.device).masked_fill(
+        hidden, torch.finfo(dtype).min
+    )[:, None]  # fmt: skip

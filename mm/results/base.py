@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, Self
 
 import numpy as np
@@ -121,6 +121,8 @@ class Result:
 def _plain(value: Any) -> Any:
     if isinstance(value, Source):
         return value.to_dict()
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
     if isinstance(value, np.ndarray):
         return value.tolist()  # A float32 is a Python float exactly.
     return list(value) if isinstance(value, tuple) else value

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from mm.errors import InputError, nearest
+from mm.files import replacing
 from mm.limits import DEFAULT_LIMITS
 from mm.results.base import UNKNOWN, Colors, Listed, Result, Source
 from mm.results.fields import bools, bytes_of, floats, same_length, size, texts, wrong
@@ -186,16 +187,8 @@ class Matte(Result):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the subject on nothing as an RGBA PNG; a reader of `path` never sees half of it."""
-        target = Path(path)
-        partial = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        try:
-            with open(partial, "wb") as file:
-                self.rgba().save(file, format="PNG")
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, target)
-        finally:
-            partial.unlink(missing_ok=True)
+        with replacing(Path(path)) as partial:
+            self.rgba().save(partial, format="PNG")
 
     def over(self, background: Any) -> Image.Image:
         """RGB on `background`: a colour (r, g, b), or a picture of the same size."""

@@ -340,6 +340,7 @@ def render_scene(
     pairs: str = "seen",
     draw: Draw = draw_object,
     weather: bool = True,
+    most: int | None = None,
 ) -> Scene:
     """Draws the scene of this seed.
 
@@ -347,6 +348,7 @@ def render_scene(
     pairs: which colour-kind pairs may appear: `seen` (all but the held-out ones), `all`, or `unseen`
     (the first object is of a held-out pair, the others are seen ones).
     draw: what draws each object. weather: whether the finished picture may be dimmed, blurred or noisy.
+    most: no more things than so many.
     """
     w, h = (size, size) if isinstance(size, int) else size
     if min(w, h) < 32:
@@ -357,7 +359,7 @@ def render_scene(
     background = "white" if rng.random() < 0.25 else COLOURS[rng.integers(len(COLOURS))]
     objects: list[SceneObject] = []
     while not objects or (pairs == "unseen" and not any((o.colour, o.kind) in HELD_OUT_PAIRS for o in objects)):
-        specs = _specs(rng, background, pairs)
+        specs = _specs(rng, background, pairs)[:most]
         order = rng.permutation(len(specs))
         places = _places(len(specs), w, h, rng)
         objects = _occlude(_draw_all([specs[i] for i in order], places, w, h, rng, draw), w, h)

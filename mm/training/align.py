@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import os
-import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,14 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from mm.checkpoints.headed import combined
 from mm.checkpoints.hub import locate
 from mm.checkpoints.loading import as_model, load
 from mm.checkpoints.saved import save_with_connector
+from mm.connectors.base import Connector
 from mm.encoded import encode_pictures
 from mm.errors import ImageInputError, InputError, ResourceLimitError
 from mm.images import Picture
@@ -33,14 +35,14 @@ from mm.recipes.fit import adamw, run_steps
 from mm.training.chance import own_chance
 from mm.training.checks import weights_digest
 from mm.training.dialogues import Dialogue, Dialogues
-from mm.training.interrupt import Interrupted, stop_on_signal
-from mm.training.run import Run
+from mm.training.interrupt import stop_on_signal
+from mm.training.run import Run, warn_of
 from mm.training.settings import Settings
 from mm.version import __version__
 from mm.vlm import Speaker
 
 _NOTHING = -100  # targets that cost nothing
-_SHOWN = 5
+_OF_HEADS = ("encoder_rate", "negatives", "flips", "workers")  # settings that this stage has no use for
 
 
 def align(
@@ -48,25 +50,38 @@ def align(
     device: str | None, progress: bool | None, settings: Settings,
 ) -> Joined:  # fmt: skip
     """The model with its connector trained; arguments and errors as of `mm.fit`."""
+    _check_settings(settings)
     joined = load(model, device=device) if device and not isinstance(model, Joined) else as_model(model)
     speaker = joined.need("speaker")
     assert isinstance(speaker, Speaker)
     dialogues = Dialogues(data, speaker.prompt)
-    training = AlignTraining(joined, speaker)
+    training = AlignTraining(joined, speaker, bf16=settings.bf16)
+    target = None if out is None else Path(os.path.expanduser(out))
     with own_chance(settings.seed):
         run = None
-        if out is not None:
+        if target is not None:
             asked = {"stage": "align", "base": joined.sha256, "data": dialogues.digest(), "mm": __version__}
             before = {"connector": weights_digest(speaker.connector)}
-            run = Run(_beside(Path(os.path.expanduser(out))), asked | before | dataclasses.asdict(settings))
+            run = Run(_beside(target), asked | before | dataclasses.asdict(settings))
         _work(training, dialogues, settings, run, force=force, bar=progress)
-    made = replace(joined, speaker=training.speaker(), name=Path(out).name if out else f"{joined.name}, aligned")
-    if out is not None and joined.plan is not None:
-        save_joined(made, Path(os.path.expanduser(out)))
-    elif out is not None:
+    trained = training.speaker()
+    sha256 = combined({"base": joined.sha256, "connector": weights_digest(trained.connector)})
+    name = target.name if target else f"{joined.name}, aligned"
+    made = replace(joined, speaker=trained, name=name, sha256=sha256)
+    if target is not None and joined.plan is not None:
+        save_joined(made, target)
+    elif target is not None:
         source = locate(joined.name if isinstance(model, Joined) else model).folder
-        save_with_connector(source, Path(os.path.expanduser(out)), training.speaker().connector.state_dict())
+        save_with_connector(source, target, trained.connector.state_dict())
     return made
+
+
+def _check_settings(settings: Settings) -> None:
+    """Refuses what would change nothing."""
+    usual = Settings()
+    for name in _OF_HEADS:
+        if getattr(settings, name) != getattr(usual, name):
+            raise InputError(f'{name}: stage="align" has no use for it; it is a setting of stage="head"')
 
 
 def _beside(out: Path) -> Path:
@@ -77,72 +92,85 @@ def _beside(out: Path) -> Path:
 
 
 @dataclass
-class _Batch:
+class Batch:
     """Dialogues whose pictures could be read, each with its picture."""
 
     rows: list[tuple[Dialogue, Picture]]
 
-    def to(self, device: torch.device) -> _Batch:
+    def to(self, device: torch.device) -> Batch:
         return self
 
 
 class _Batches:
-    """The batches of some steps: a pure function of the seed and the step. broken: pictures that could not be had."""
+    """The batches of some steps: a pure function of the seed and the step. broken: what was left out, and why."""
 
-    def __init__(self, dialogues: Dialogues, settings: Settings, steps: range) -> None:
-        self.dialogues, self.settings, self.steps = dialogues, settings, steps
-        self.broken: dict[str, str] = {}
+    def __init__(self, dialogues: Dialogues, settings: Settings, steps: range, broken: dict[str, str]) -> None:
+        self.dialogues, self.settings, self.steps, self.broken = dialogues, settings, steps, broken
+        self._order = functools.lru_cache(maxsize=2)(self._drawn_order)  # a batch may reach into the next epoch
 
-    def __iter__(self) -> Iterator[_Batch]:
+    def __iter__(self) -> Iterator[Batch]:
         for step in self.steps:
             yield self.make(step)
 
-    def make(self, step: int) -> _Batch:
-        count, size = len(self.dialogues), self.settings.batch
+    def make(self, step: int) -> Batch:
+        size = self.settings.batch
         rows: list[tuple[Dialogue, Picture]] = []
         for number in range(step * size, (step + 1) * size):
-            epoch, place = divmod(number, count)
-            order = self._order(epoch)
-            dialogue = self.dialogues[int(order[place]) if order is not None else place]
+            epoch, place = divmod(number, len(self.dialogues))
+            # Scenes are drawn by chance as they are.
+            dialogue = self.dialogues[place if self.dialogues.drawn else int(self._order(epoch)[place])]
             try:
                 rows.append((dialogue, dialogue.picture()))
             except (ImageInputError, ResourceLimitError) as error:
-                self.broken[str(getattr(dialogue.image, "name", dialogue.image))[:80]] = str(error)
-        if not rows:
-            raise InputError(f"data: not one of the {size} pictures of step {step} can be read; the last: "
-                             f"{list(self.broken.values())[-1]}")  # fmt: skip
-        return _Batch(rows)
+                self.broken[dialogue.name] = str(error)
+        _some(rows, self.broken)
+        return Batch(rows)
 
-    def _order(self, epoch: int) -> np.ndarray | None:
-        """Every epoch in an order of its own; scenes are drawn by chance as they are."""
-        if self.dialogues.drawn:
-            return None
+    def _drawn_order(self, epoch: int) -> np.ndarray:
+        """Every epoch in an order of its own."""
         return np.random.default_rng((self.settings.seed, epoch)).permutation(len(self.dialogues))
 
 
+def _some(rows: Sequence[Any], broken: dict[str, str]) -> None:
+    """Raises InputError where nothing is left of a batch."""
+    if not rows:
+        raise InputError(f"data: nothing of a batch can be used; the last: {list(broken.values())[-1]}")
+
+
 class AlignTraining:
-    """A connector of its own in float32, over the frozen halves of a model."""
+    """A connector of its own in float32, over the frozen halves of a model.
 
-    def __init__(self, joined: Joined, speaker: Speaker) -> None:
-        self.joined, self.given = joined, speaker
-        self.connector = copy.deepcopy(speaker.connector).float().requires_grad_(True).train()
-        finder = getattr(self.connector, "finder", None)
-        if isinstance(finder, nn.Module):  # how `regions` finds things comes from a detection head
-            finder.requires_grad_(False)
+    broken: dialogues that were left out, and why.
+    """
 
-    def losses(self, batch: _Batch) -> dict[str, Tensor]:
+    def __init__(self, joined: Joined, speaker: Speaker, *, bf16: bool = False) -> None:
+        self.joined, self.given, self.bf16 = joined, speaker, bf16
+        self.connector = copy.deepcopy(speaker.connector).float().train()
+        if isinstance(self.connector, Connector):
+            self.connector.learnable()
+        else:
+            self.connector.requires_grad_(True)
+        self.broken: dict[str, str] = {}
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Mean cross-entropy of the answers' tokens, each with its end."""
         lm = self.given.decoder.lm
         encoded = encode_pictures(self.joined, [picture for _, picture in batch.rows])
         rows, targets = [], []
-        for (dialogue, _), each in zip(batch.rows, encoded, strict=True):
-            embeds, said = self._row(dialogue, each.features)
-            rows.append(embeds)
-            targets.append(F.pad(said, (len(embeds) - len(said), 0), value=_NOTHING))
-        embeds = pad_sequence(rows, batch_first=True)
-        truth = pad_sequence(targets, batch_first=True, padding_value=_NOTHING)
-        mask = pad_sequence([torch.ones(len(row), dtype=torch.long, device=embeds.device) for row in rows], True)
-        logits = lm(inputs_embeds=embeds, attention_mask=mask, use_cache=False).logits[:, :-1]
+        with torch.autocast(lm.device.type, torch.bfloat16, enabled=self.bf16):
+            for (dialogue, _), each in zip(batch.rows, encoded, strict=True):
+                try:
+                    embeds, said = self._row(dialogue, each.features)
+                except ResourceLimitError as error:
+                    self.broken[dialogue.name] = str(error)
+                    continue
+                rows.append(embeds)
+                targets.append(F.pad(said, (len(embeds) - len(said), 0), value=_NOTHING))
+            _some(rows, self.broken)
+            embeds = pad_sequence(rows, batch_first=True)
+            truth = pad_sequence(targets, batch_first=True, padding_value=_NOTHING)
+            mask = pad_sequence([torch.ones(len(row), dtype=torch.long, device=embeds.device) for row in rows], True)
+            logits = lm(inputs_embeds=embeds, attention_mask=mask, use_cache=False).logits[:, :-1]
         wanted = truth[:, 1:] != _NOTHING
         return {"words": F.cross_entropy(logits[wanted].float(), truth[:, 1:][wanted])}
 
@@ -154,13 +182,14 @@ class AlignTraining:
         said = [*tokenizer(dialogue.answer, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
         tokens, grid = speaker.view(features)
         weight = next(self.connector.parameters())
-        picture, _ = self.connector(tokens.clone().to(weight.device, weight.dtype), grid)
+        tokens = tokens.clone()  # what inference mode made can be no part of a graph
+        picture, _ = self.connector(tokens.to(weight.device, weight.dtype), grid)
         words = speaker.decoder.embed(torch.tensor([[*before, *after, *said]]))
         parts = [words[:, : len(before)], picture.to(words), words[:, len(before) :]]
         row = torch.cat(parts, 1)[0]
         if len(row) > speaker.decoder.context:
             raise ResourceLimitError(
-                f"data: a dialogue of {len(row)} tokens with its picture; the decoder reads {speaker.decoder.context}"
+                f"{len(row)} tokens with the picture, and the decoder reads {speaker.decoder.context}"
             )
         return row, torch.tensor(said, device=row.device)
 
@@ -175,19 +204,13 @@ def _work(
     training: AlignTraining, dialogues: Dialogues, settings: Settings, run: Run | None, *, force: bool,
     bar: bool | None,
 ) -> None:  # fmt: skip
-    for part in (training.joined.encoder, training.given.decoder):
-        assert isinstance(part, nn.Module)
-        part.requires_grad_(False).eval()
     optimiser = adamw([(training.connector, 1.0)], decay=settings.decay)
     first = run.resume(training.connector, optimiser, force=force) if run else 0
-    batches = _Batches(dialogues, settings, range(first, settings.steps))
+    batches = _Batches(dialogues, settings, range(first, settings.steps), training.broken)
     with stop_on_signal() as stop:
         done = run_steps(
             "fit align", settings.plan, batches, training.losses, optimiser, first=first,
             save=run.save if run else None, log=run.log if run else None, after=lambda *_: bool(stop), bar=bar,
         )  # fmt: skip
-    if batches.broken:
-        names = "; ".join(f"{name}: {why}" for name, why in list(batches.broken.items())[:_SHOWN])
-        warnings.warn(f"{len(batches.broken)} pictures were left out: {names}", stacklevel=4)
-    if stop and done < settings.steps:
-        raise Interrupted(f"stopped after step {done} of {settings.steps}")
+    warn_of(training.broken, stacklevel=4)
+    stop.check(done, settings.steps)

@@ -13,7 +13,7 @@ from mm.errors import InputError
 from mm.training.coco import CocoFolder
 from mm.training.examples import Examples, Pairs, Part, Scenes
 
-_ENDLESS = 1_000_000  # scenes, where no number is asked for
+ENDLESS = 1_000_000  # scenes, where no number is asked for
 _VALIDATED = 100  # scenes, where no number is asked for
 
 
@@ -26,7 +26,8 @@ def open_data(data: Any, *, soft: bool = False, held_out: bool = False) -> Examp
         InputError: none of these, or it shows no picture or no thing.
     """
     if isinstance(data, str) and data.partition(":")[0] == "scenes":
-        examples: Examples = Scenes(_count(data, held_out), soft=soft, held_out=held_out)
+        count = scene_count(data, _VALIDATED if held_out else ENDLESS)
+        examples: Examples = Scenes(count, soft=soft, held_out=held_out)
     elif isinstance(data, (str, os.PathLike)):
         examples = CocoFolder(Path(os.path.expanduser(data)))
     elif isinstance(data, Iterable):
@@ -42,12 +43,13 @@ def open_data(data: Any, *, soft: bool = False, held_out: bool = False) -> Examp
     return examples
 
 
-def _count(data: str, held_out: bool) -> int:
+def scene_count(data: str, otherwise: int) -> int:
+    """COUNT of `scenes:COUNT`; `otherwise` for `scenes` alone. Raises InputError: there are not so many."""
     _, colon, number = data.partition(":")
     if not colon:
-        return _VALIDATED if held_out else _ENDLESS
-    if not number.isdecimal() or not 1 <= int(number) <= _ENDLESS:
-        raise InputError(f"data: expected scenes:COUNT with a count from 1 to {_ENDLESS:,}, got {data!r}")
+        return otherwise
+    if not number.isdecimal() or not 1 <= int(number) <= ENDLESS:
+        raise InputError(f"data: expected scenes:COUNT with a count from 1 to {ENDLESS:,}, got {data!r}")
     return int(number)
 
 

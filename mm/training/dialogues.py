@@ -17,17 +17,18 @@ from mm.recipes.batches import TRAIN_SEED
 from mm.results.fields import wrong
 from mm.scenes.language import caption_of, questions_of
 from mm.scenes.render import render_scene
+from mm.training.data import ENDLESS, scene_count
 
-_ENDLESS = 1_000_000  # scenes, where no number is asked for
-_SEED = 2_000_000_000  # scenes of this stage, apart from those that `tiny` was trained on
+_SEED = 2 * TRAIN_SEED  # scenes of this stage, apart from those that `tiny` was trained on
 _MARK = "<image>"  # where LLaVA's files say that the picture stands
 _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 
 
 @dataclass(frozen=True, eq=False)
 class Dialogue:
-    """image: whatever the image gate takes, or the seed of a scene. turns: without their answers' last one."""
+    """name: of the picture, to be shown. image: whatever the image gate takes. turns: without the last answer."""
 
+    name: str
     image: Any
     turns: tuple[Turn, ...]
     answer: str
@@ -50,7 +51,7 @@ class Dialogues:
         self._question, self._scenes = question, 0
         self._items: list[Dialogue] = []
         if isinstance(data, str) and data.partition(":")[0] == "scenes":
-            self.name, self._scenes = data, _count(data)
+            self.name, self._scenes = data, scene_count(data, ENDLESS)
         elif isinstance(data, (str, os.PathLike)):
             self.name = Path(data).name
             self._items = list(_read(Path(os.path.expanduser(data))))
@@ -70,8 +71,8 @@ class Dialogues:
             return self._items[place]
         scene = render_scene(_SEED + place, 128)
         questions = [(self._question, caption_of(scene)), *questions_of(scene)]
-        question, answer = questions[place // 2 % len(questions) if place % 2 else 0]  # every second one describes
-        return Dialogue(scene.pixels, (Turn("user", (None, question)),), answer)
+        question, answer = questions[place // 2 % len(questions) if place % 2 else 0]  # at least every second describes
+        return Dialogue(f"scene {place}", scene.pixels, (Turn("user", (None, question)),), answer)
 
     @property
     def drawn(self) -> bool:
@@ -93,14 +94,8 @@ class Dialogues:
         for text in (*asked, answer):
             if not isinstance(text, str) or not text.strip():
                 wrong(where, "words", repr(text)[:40])
-        return Dialogue(image, (Turn("user", (None, asked[0] if asked else self._question)),), answer.strip())
-
-
-def _count(data: str) -> int:
-    _, colon, number = data.partition(":")
-    if colon and (not number.isdecimal() or not 1 <= int(number) <= _ENDLESS):
-        wrong("data", f"scenes:COUNT with a count from 1 to {_ENDLESS:,}", repr(data))
-    return int(number) if colon else _ENDLESS
+        name = os.path.basename(image)[:80] if isinstance(image, (str, os.PathLike)) else where
+        return Dialogue(name, image, (Turn("user", (None, asked[0] if asked else self._question)),), answer.strip())
 
 
 def _read(path: Path) -> Iterable[Dialogue]:
@@ -138,10 +133,8 @@ def _dialogues(image: Path, said: list[Any], where: str) -> Iterable[Dialogue]:
         text = text.replace(_MARK, "").strip()
         if role == "assistant":
             if turns and turns[-1].role == "user" and text:
-                yield Dialogue(image, tuple(turns), text)
+                yield Dialogue(image.name[:80], image, tuple(turns), text)
             turns.append(Turn("assistant", (text,)))
         else:
-            turns.append(Turn("user", (text,) if turns else (None, text)))
-
-
-assert _SEED > TRAIN_SEED
+            shown = any(turn.role == "user" for turn in turns)
+            turns.append(Turn("user", (text,) if shown else (None, text)))

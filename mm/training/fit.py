@@ -73,7 +73,8 @@ def fit(
     settings: the fields of `mm.training.settings.Settings`: steps, batch, rate, seed, flips, bf16 …
 
     stage "align" trains the connector of what `mm.join` made, so that its decoder can read what its encoder sees; both
-    stay as they are. It takes `out`, `force`, `device`, `progress` and settings, and none of the words on heads.
+    stay as they are. It takes `out`, `force`, `device`, `progress` and settings, but for those that only heads have
+    (encoder_rate, negatives, flips, workers), and none of the words on heads.
     data: a JSON file in LLaVA's layout with pictures beside it or in images/, "scenes" or "scenes:COUNT", or
     (image, answer) and (image, question, answer) pairs. The run lies beside `out`, in `out`.fit.
 

@@ -22,6 +22,11 @@ class Stop:
     def __bool__(self) -> bool:
         return self.asked != 0
 
+    def check(self, done: int, steps: int) -> None:
+        """Raises Interrupted where a run of so many steps was stopped before its last."""
+        if self and done < steps:
+            raise Interrupted(f"stopped after step {done} of {steps}")
+
 
 @contextmanager
 def stop_on_signal() -> Iterator[Stop]:

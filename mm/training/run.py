@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from mm.errors import CheckpointError, InputError, ResourceLimitError
 from mm.recipes.fit import Checkpoint, append_row
 from mm.training.chance import chance_state, restore_chance
 
+_SHOWN = 5  # of what was left out
 _FREE = ("save_every", "validation", "workers")  # may differ when a run goes on: they change no weight
 
 
@@ -96,6 +98,13 @@ class Run:
         temporary = self.log.with_suffix(".tmp")
         temporary.write_text("".join(f"{line}\n" for line in kept), "utf-8")
         os.replace(temporary, self.log)
+
+
+def warn_of(broken: Mapping[str, str], *, stacklevel: int) -> None:
+    """One warning of all that was left out, by name and reason, if there is anything."""
+    if broken:
+        names = "; ".join(f"{name}: {why}" for name, why in list(broken.items())[:_SHOWN])
+        warnings.warn(f"{len(broken)} pictures were left out: {names}", stacklevel=stacklevel + 1)
 
 
 def reason(error: Exception) -> str:

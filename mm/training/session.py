@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import warnings
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -16,12 +15,10 @@ from mm.training.batches import HeadBatch, HeadBatches, Rules
 from mm.training.checks import check_step, check_targets, frozen_digest
 from mm.training.examples import Examples, Scenes
 from mm.training.heads import HeadTraining
-from mm.training.interrupt import Interrupted, Stop, stop_on_signal
-from mm.training.run import Run
+from mm.training.interrupt import Stop, stop_on_signal
+from mm.training.run import Run, warn_of
 from mm.training.settings import Settings
 from mm.training.validate import validated
-
-_SHOWN = 5
 
 
 @dataclass
@@ -73,11 +70,8 @@ class Session:
                 save=self.run.save if self.run else None, log=self.run.log if self.run else None,
                 after=_After(self, stop, frozen_digest(training)), bar=bar,
             )  # fmt: skip
-        if self.broken:
-            names = "; ".join(f"{name}: {reason}" for name, reason in list(self.broken.items())[:_SHOWN])
-            warnings.warn(f"{len(self.broken)} pictures were left out: {names}", stacklevel=3)
-        if stop and done < settings.steps:
-            raise Interrupted(f"stopped after step {done} of {settings.steps}")
+        warn_of(self.broken, stacklevel=3)
+        stop.check(done, settings.steps)
         if self.seen and not self.figures:  # all steps were done in an earlier call
             self.figures = self.measured()
 

@@ -1,0 +1,92 @@
+"""caption, ask and chat on the command line: words as they come, drafts, chance, and a conversation from stdin."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+import mm
+from mm.cli.app import app
+from mm.scenes import render_scene
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("pictures")
+    made = [folder / "a.png", folder / "b.png"]
+    for seed, path in enumerate(made, 7):
+        Image.fromarray(render_scene(seed, 128).pixels).save(path)
+    return made
+
+
+def invoke(*arguments: object, said: str = "") -> Any:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], input=said)
+
+
+def test_streamed_lines_are_those_of_whole_answers(files: list[Path]) -> None:
+    whole = invoke("caption", *files)
+    for words in (["--stream"], ["--stream", "--draft", "lookup"], ["--draft", "tiny"]):
+        answer = invoke("caption", *files, *words)
+        assert answer.exit_code == 0 and answer.stdout == whole.stdout
+    broken = invoke("caption", files[0], "nowhere.png", files[1], "--stream")
+    assert broken.exit_code == 1 and broken.stdout == whole.stdout and "nowhere.png" in broken.stderr
+
+
+def test_json_tells_what_an_answer_has_cost(files: list[Path]) -> None:
+    answer = invoke("ask", files[0], "how many cats are there?", "--draft", "tiny", "--json")
+    stats = json.loads(answer.stdout)["result"]["stats"]
+    assert stats["accepted"] == stats["guessed"] > 0 and stats["forwards"] < stats["tokens"]
+
+
+def test_chance_has_a_seed(files: list[Path]) -> None:
+    drawn = [invoke("caption", files[0], "--temperature", 3, "--seed", seed).stdout for seed in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--stream", "--json"], "give one of them"),
+        (["--top-p", "0.5"], "with a temperature"),
+        (["--draft", "lookpu"], "no model 'lookpu'"),
+        (["--temperature", "-1"], "above 0"),
+    ],
+)
+def test_words_that_do_not_go_together_are_exit_code_2(files: list[Path], words: list[str], message: str) -> None:
+    answer = invoke("caption", files[0], *words)
+    assert answer.exit_code == 2 and message in answer.stderr and answer.stdout == ""
+
+
+def test_a_conversation_goes_on_after_errors_and_other_pictures(files: list[Path]) -> None:
+    ground = "what colour is the background?"
+    lines = [
+        ground,
+        "/new",
+        "/nex b.png",
+        "",
+        "/new nowhere.png",
+        ground,
+        f"/new {files[1]}",
+        ground,
+        "/forget",
+        "/help",
+    ]
+    answer = invoke("chat", files[0], said="\n".join(lines) + "\n")
+    first, other = (mm.ask(file, ground).text for file in files)
+    said = answer.stdout.splitlines()
+    assert answer.exit_code == 0 and said[:3] == [first, first, other] and said[3].startswith("/new IMAGE")
+    errors = answer.stderr.splitlines()
+    assert len(errors) == 3 and "expected a picture" in errors[0] and 'Did you mean "/new"' in errors[1]
+    assert "nowhere.png" in errors[2]
+
+
+def test_a_conversation_ends_where_it_is_told_to(files: list[Path]) -> None:
+    answer = invoke("chat", files[0], said="/quit\nis there a cat?\n")
+    assert (answer.exit_code, answer.stdout) == (0, "")
+    assert invoke("chat", "nowhere.png").exit_code == 2
+    assert invoke("chat", files[0], "--model", "clip-vit-base-patch32x").exit_code == 2
