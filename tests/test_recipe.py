@@ -17,14 +17,14 @@ from mm.decoders.causal import CausalDecoder
 from mm.encoders.base import ImageFeatures
 from mm.encoders.text import fast_rules
 from mm.recipes import fit
-from mm.recipes.batches import GRID, LABEL_GROUPS, TRAIN_SEED, Batch, make_batch
+from mm.recipes.batches import GRID, LABEL_GROUPS, TRAIN_SEED, Batch, draw_frame, make_batch
 from mm.recipes.dialogue_batches import make_dialogue_batch
 from mm.recipes.fit import Checkpoint, Stream, cosine, fit_stage
 from mm.recipes.losses import generalised_iou, quality_focal
 from mm.recipes.tiny_parts import TEXT, WIDTH, build_decoder, dialogue_loss
 from mm.recipes.tokenizer import train_tokenizer
 from mm.scenes import caption_of, mentions, questions_of, render_scene
-from mm.scenes.vocabulary import COLOURS, KINDS, PAIR_LABELS, SEEN_PAIRS, is_held_out
+from mm.scenes.vocabulary import COLOURS, KINDS, PAIR_LABELS, SEEN_PAIRS, TEXTURES, is_held_out
 
 
 @pytest.fixture(scope="module")
@@ -319,3 +319,14 @@ def test_dialogues_ask_where_things_lie_and_never_about_held_out_pairs():
     assert sum(prompt.startswith("where") for _, prompt, _ in batch.dialogues) >= 8
     for _, prompt, answer in batch.dialogues:
         assert not any(is_held_out(*pair) for _, *pair in (*mentions(prompt), *mentions(answer)))
+
+
+def test_dialogues_of_few_things_ask_what_one_of_them_is_like():
+    batch = make_dialogue_batch(5, 12, most=2)
+    rng = np.random.default_rng((5, 31))
+    scenes = [render_scene(TRAIN_SEED + 5 * 12 + i, draw_frame(128, rng), most=2) for i in range(12)]
+    assert {len(scene.objects) for scene in scenes} == {1, 2}
+    assert len(batch.dialogues) > 12
+    for picture, prompt, answer in batch.dialogues:
+        assert answer in ("yes", "no") or any(f" {thing.kind}" in prompt for thing in scenes[picture].objects)
+        assert answer in (*COLOURS, *TEXTURES, "small", "large", "yes", "no") and "background" not in prompt

@@ -3,8 +3,9 @@
 transformers spends most of a small model's token on masks, cache objects and hooks. Here a token is some twenty
 tensor operations a layer, in the order and with the roundings of the library's modules.
 
-One row times a matrix is bound by reading the matrix. On a CPU the common routines read a large row-major matrix at
-about half the speed of memory; laid out in blocks of `_COLUMNS` outputs it comes near to it (`Matrix`).
+One row times a matrix is bound by reading the matrix. On a CPU the common routines read a row-major matrix at about
+half the speed of memory; laid out in blocks of some outputs it comes near to it (`Matrix`). Queries that share a key
+are rows of one head for the attention, which reads each key once then; in bfloat16 that is several times faster.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from mm.kernels.cache import KVCache
 LAYOUTS = ("llama", "mistral", "qwen2", "qwen3")
 _STATIC_ROTATIONS = ("default", "linear", "llama3", "yarn")
 
-_COLUMNS = 32
-_LARGE = 2**18  # elements; a smaller matrix lies in the processor's cache in any layout
+_COLUMNS, _COLUMNS_OF_LARGE = 32, 96  # outputs in a block
+_SMALL, _LARGE = 2**14, 2**18  # elements: a smaller matrix is read at once in any layout; from here on it is large
 _COPIED_AT_MOST = 2**31  # bytes of weights that are worth a second, faster copy
 
 
@@ -36,9 +37,10 @@ class Matrix:
         weight = torch.cat(weights)
         self.bias = torch.cat(biases) if biases else None
         self.width, self.weight, self.blocks = len(weight), weight, None
-        if weight.numel() >= _LARGE:
-            padded = F.pad(weight, (0, 0, 0, -len(weight) % _COLUMNS))
-            self.blocks = padded.unflatten(0, (-1, _COLUMNS)).transpose(1, 2).contiguous()
+        if weight.numel() >= _SMALL:
+            columns = _COLUMNS_OF_LARGE if weight.numel() >= _LARGE else _COLUMNS
+            padded = F.pad(weight, (0, 0, 0, -len(weight) % columns))
+            self.blocks = padded.unflatten(0, (-1, columns)).transpose(1, 2).contiguous()
             self.weight = None
 
     def __call__(self, row: Tensor) -> Tensor:
@@ -80,22 +82,21 @@ class _SingleRow:
         self.before = layer.before.weight, layer.before.variance_epsilon
         self.between = layer.between.weight, layer.between.variance_epsilon
         self.act = F.silu if isinstance(layer.act, nn.SiLU) else layer.act
-        self.heads, self.both = layer.heads, layer.heads + layer.shared
-        self.width, self.grouped = layer.head_width, layer.heads != layer.shared
-        self.halves = (self.both, 2, self.width // 2)
+        self.width, self.heads, self.both = layer.head_width, layer.heads, layer.heads + layer.shared
+        self.queries_and_keys, self.keys_and_values = (self.heads, layer.shared), (self.both, layer.shared)
+        self.grouped = (1, layer.shared, -1, self.width)
 
     def __call__(self, x: Tensor, index: int, cache: KVCache, cos: Tensor, sin: Tensor) -> Tensor:
         """x: float[1, D]; cos, sin: [1, Dh]."""
         mixed = self.qkv(_rms_row(x, *self.before)).view(1, -1, 1, self.width)
-        turned, value = mixed.split((self.both, mixed.shape[1] - self.both), 1)
+        turned, value = torch.split_with_sizes(mixed, self.keys_and_values, 1)
         if self.layer.norms:
             query, key = self.layer.norms
             turned = torch.cat((_rms(turned[:, : self.heads], query), _rms(turned[:, self.heads :], key)), 1)
-        turned = turned * cos + turned.reshape(self.halves).flip(1).view(turned.shape) * sin
-        keys, values = cache.write(index, turned[:, self.heads :], value)
-        found = F.scaled_dot_product_attention(
-            turned[:, : self.heads], keys, values, scale=self.layer.scale, enable_gqa=self.grouped
-        )
+        turned = turned * cos + turned.roll(self.width // 2, -1) * sin
+        query, key = torch.split_with_sizes(turned, self.queries_and_keys, 1)
+        keys, values = cache.write(index, key, value)
+        found = F.scaled_dot_product_attention(query.reshape(self.grouped), keys, values, scale=self.layer.scale)
         x = x + self.out(found.view(1, -1))
         gate, up = self.gate_up(_rms_row(x, *self.between)).chunk(2, -1)
         return x + self.down(self.act(gate) * up)
@@ -216,6 +217,8 @@ def _rms(x: Tensor, norm: Any) -> Tensor:
 
 def _rms_row(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     """`_rms` of float[1, D] on a CPU, where one number is cheaper to take out than to broadcast."""
-    flat = x.view(-1).float()
-    scale = (torch.dot(flat, flat).item() / flat.numel() + epsilon) ** -0.5
-    return weight * (flat * scale).to(x.dtype).view(1, -1)
+    row = x[0]
+    wide = row if row.dtype == torch.float32 else row.float()
+    scale = (torch.dot(wide, wide).item() / wide.numel() + epsilon) ** -0.5
+    scaled = wide * scale
+    return (weight * (scaled if scaled.dtype == x.dtype else scaled.to(x.dtype)))[None]

@@ -31,13 +31,14 @@ class DialogueBatch:
 def make_dialogue_batch(step: int, size: int, *, most: int | None = None, side: int = 128) -> DialogueBatch:
     """The batch of this step: a pure function of its arguments.
 
-    most: pictures show no more things than so many, and all that is asked is what one of them is like.
+    most: pictures show no more things than so many, and all that is asked is what one of them is like,
+    or whether it is there.
     """
     rng = np.random.default_rng((step, 31))
     scenes = [render_scene(TRAIN_SEED + step * size + i, draw_frame(side, rng), most=most) for i in range(size)]
     dialogues = []
     for picture, scene in enumerate(scenes):
-        asked = [(DEFAULT_PROMPT, caption_of(scene)), *_questions(scene)] if most is None else _attributes(scene)
+        asked = [(DEFAULT_PROMPT, caption_of(scene)), *_questions(scene)] if most is None else _of_one(scene)
         dialogues += [(picture, prompt, answer) for prompt, answer in asked]
     return DialogueBatch(squashed_pixels(scenes, side), dialogues)
 
@@ -47,6 +48,6 @@ def _questions(scene: Scene) -> list[tuple[str, str]]:
     return sorted(unique, key=lambda each: not each[0].startswith("where"))[:_EACH]
 
 
-def _attributes(scene: Scene) -> list[tuple[str, str]]:
-    """Questions that name a thing and ask for its colour, texture or size."""
-    return [each for each in questions_of(scene) if each[0].startswith(("what", "is the")) and "ground" not in each[0]]
+def _of_one(scene: Scene) -> list[tuple[str, str]]:
+    """Questions that name one thing: its colour, texture, size, or whether it is there."""
+    return [each for each in questions_of(scene) if not each[0].startswith(("how", "where", "what colour is the back"))]

@@ -3,8 +3,8 @@
 Five stages; all but the last go on after a kill from their last checkpoint in FOLDER.
 `pair` trains the two towers by image-text terms, region-text terms (boxes and masks by label) and captioning.
 `heads` freezes them and trains detection head, segmentation head, connector and decoder on.
-`names` trains connector and decoder alone, on what one of two things is like: with more of them, or beside captions,
-the decoder does not learn for a long time to look for the thing that a question names.
+`names` trains connector and decoder alone, on questions that name one of two things: with more of them, or beside
+captions, the decoder does not learn for a long time to look for the thing that is named.
 `words` trains the two on everything that can be asked about a picture.
 `export` writes the folder that the library loads, measures the drawn world's spread, and needs no training.
 """
