@@ -97,7 +97,7 @@ class _SingleRow:
         query, key = torch.split_with_sizes(turned, self.queries_and_keys, 1)
         keys, values = cache.write(index, key, value)
         found = F.scaled_dot_product_attention(query.reshape(self.grouped), keys, values, scale=self.layer.scale)
-        x = x + self.out(found.view(1, -1))
+        x = x + self.out(found.reshape(1, -1))
         gate, up = self.gate_up(_rms_row(x, *self.between)).chunk(2, -1)
         return x + self.down(self.act(gate) * up)
 
@@ -147,9 +147,7 @@ class LeanLlama:
             mixed = _side_by_side(layer.qkv, _rms(x, layer.before))
             query, key, value = _heads(layer, mixed.view(batch, count, -1, layer.head_width), turns)
             keys, values = cache.write(index, key, value)
-            found = F.scaled_dot_product_attention(
-                query, keys, values, seen, is_causal=causal, scale=layer.scale, enable_gqa=layer.heads != layer.shared
-            )
+            found = _attended(layer, query, keys, values, seen, causal=causal)
             x = x + layer.out(found.transpose(1, 2).reshape(len(x), -1))
             inner = _rms(x, layer.between)
             x = x + layer.down(layer.act(layer.gate_up[0](inner)) * layer.gate_up[1](inner))
@@ -206,6 +204,21 @@ def _heads(layer: _Layer, mixed: Tensor, turns: tuple[Tensor, Tensor]) -> tuple[
     other = turned.unflatten(-1, (2, -1)).flip(-2).flatten(-2)
     turned = (turned * cos + other * sin).transpose(1, 2)
     return turned[:, : layer.heads], turned[:, layer.heads :], value.transpose(1, 2)
+
+
+def _attended(
+    layer: _Layer, query: Tensor, keys: Tensor, values: Tensor, seen: Tensor | None, *, causal: bool
+) -> Tensor:
+    """float[B, H, T, Dh]; seen: bool[1 or B, 1, T, slots], None for all of them."""
+    batch, heads, count, width = query.shape
+    group = heads // layer.shared
+    if group == 1 or causal:
+        return F.scaled_dot_product_attention(
+            query, keys, values, seen, is_causal=causal, scale=layer.scale, enable_gqa=group > 1
+        )
+    rows = query.reshape(batch, layer.shared, group * count, width)
+    seen = seen if seen is None or count == 1 else seen.repeat(1, 1, group, 1)
+    return F.scaled_dot_product_attention(rows, keys, values, seen, scale=layer.scale).reshape(query.shape)
 
 
 def _rms(x: Tensor, norm: Any) -> Tensor:
