@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from mm.checkpoints.hub import locate
 from mm.checkpoints.llava import is_llava
@@ -27,7 +28,7 @@ from mm.generation.sampling import GREEDY, Sampling
 from mm.generation.speculative import generate_speculatively
 from mm.joined import Joined
 from mm.limits import Limits
-from mm.tasks.each import provenance, source
+from mm.tasks.each import provenance, warnings_of
 from mm.types import Caption
 from mm.vlm import Speaker
 
@@ -89,7 +90,7 @@ def last_rows(joined: Joined, asked: Sequence[Asked], manner: Manner) -> list[Ro
 def captioned(joined: Joined, asked: Asked, row: Row, words: str | None) -> Caption:
     """The result of a finished row. words: what the caller asked for, if anything."""
     prompt, pictures = asked
-    said = dict.fromkeys(warning for picture in pictures for warning in source(joined, picture).warnings)
+    said = dict.fromkeys(warning for picture in pictures for warning in warnings_of(joined, picture))
     notes = (*speaker_of(joined).notes, *prompt.notes)
     return Caption(
         text=row.text,
@@ -189,7 +190,8 @@ def _same_tower(one: Encoder, other: Encoder) -> bool:
         return True
     if one.spec.preprocessing != other.spec.preprocessing:
         return False
-    mine, theirs = (dict(encoder.named_parameters()) for encoder in (one, other))  # pyright: ignore[reportAttributeAccessIssue]
+    assert isinstance(one, nn.Module) and isinstance(other, nn.Module)
+    mine, theirs = one.state_dict(), other.state_dict()  # the statistics of norms are buffers
     return mine.keys() == theirs.keys() and all(
         mine[k].shape == theirs[k].shape and torch.equal(mine[k], theirs[k]) for k in mine
     )

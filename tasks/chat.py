@@ -42,15 +42,15 @@ class Chat:
         allow_urls: bool = False,
     ) -> None:
         self._manner = Manner(max_new_tokens, limits, sampling, stop, draft)
-        self._model, self._cache, self._allow_urls = for_task(model, "ask"), cache, allow_urls
-        self._remembers = speaker_of(as_model(self._model)).prompts.style != "picture first"
+        self._joined, self._cache, self._allow_urls = as_model(for_task(model, "ask")), cache, allow_urls
+        self._speaker = speaker_of(self._joined)
         self.turns: list[tuple[str, str]] = []
         self.show(image)
 
     def show(self, image: Any) -> None:
         """Begins anew with another picture; where it cannot be read everything stays as it was."""
         self.picture: Encoded = encode(
-            image, model=self._model, cache=self._cache, limits=self._manner.limits, allow_urls=self._allow_urls
+            image, model=self._joined, cache=self._cache, limits=self._manner.limits, allow_urls=self._allow_urls
         )
         self.turns = []
 
@@ -62,9 +62,8 @@ class Chat:
             ResourceLimitError: it does not fit the decoder's context even without what was said before.
         """
         said = check_prompt(text, "text", self._manner.limits)
-        joined = as_model(self._model)
-        speaker = speaker_of(joined)
-        before = list(self.turns) if self._remembers else []
+        speaker = self._speaker
+        before = [] if speaker.prompts.style == "picture first" else list(self.turns)
         wanted = min(self._manner.max_new_tokens, speaker.decoder.context // 4)
         while True:
             asked = speaker.prompts(_turns(before, said)), [self.picture]
@@ -73,7 +72,7 @@ class Chat:
                 break
             del before[0]
         manner = replace(self._manner, max_new_tokens=max(1, min(self._manner.max_new_tokens, room)))
-        return ChatStream(self, said, CaptionStream(joined, asked, manner, said))
+        return ChatStream(self, said, CaptionStream(self._joined, asked, manner, said))
 
 
 class ChatStream:

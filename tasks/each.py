@@ -104,11 +104,15 @@ def _versions() -> dict[str, str]:
 
 def source(joined: Joined, encoded: Encoded, warnings: Sequence[str] = ()) -> Source:
     """What produced a result about `encoded`, and what has to be warned of."""
-    far = []
+    return provenance(joined, (*warnings_of(joined, encoded), *warnings))
+
+
+def warnings_of(joined: Joined, encoded: Encoded) -> tuple[str, ...]:
+    """What every result about this picture warns of: that it is far from what the model knows, and the gate's notes."""
+    far = None
     if joined.world is not None:
-        warning = joined.world.warning(float(joined.world.distance(describe(encoded.features))[0]))
-        far = [warning] if warning else []
-    return provenance(joined, (*far, *encoded.notes, *warnings))
+        far = joined.world.warning(float(joined.world.distance(describe(encoded.features))[0]))
+    return (far, *encoded.notes) if far else encoded.notes
 
 
 def provenance(joined: Joined, warnings: tuple[str, ...]) -> Source:

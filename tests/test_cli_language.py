@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import signal
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from PIL import Image
 from typer.testing import CliRunner
 
 import mm
 from mm.cli.app import app
+from mm.cli.language import _answer
+from mm.recipes.tokenizer import DEFAULT_PROMPT
 from mm.scenes import render_scene
 
 
@@ -55,6 +60,7 @@ def test_chance_has_a_seed(files: list[Path]) -> None:
         (["--top-p", "0.5"], "with a temperature"),
         (["--draft", "lookpu"], "no model 'lookpu'"),
         (["--temperature", "-1"], "above 0"),
+        (["--seed", "3"], "give both"),
     ],
 )
 def test_words_that_do_not_go_together_are_exit_code_2(files: list[Path], words: list[str], message: str) -> None:
@@ -90,3 +96,27 @@ def test_a_conversation_ends_where_it_is_told_to(files: list[Path]) -> None:
     assert (answer.exit_code, answer.stdout) == (0, "")
     assert invoke("chat", "nowhere.png").exit_code == 2
     assert invoke("chat", files[0], "--model", "clip-vit-base-patch32x").exit_code == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_an_answer_and_what_was_written_stays(
+    files: list[Path], number: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    talk = mm.Chat(files[0])
+    question = DEFAULT_PROMPT  # a long answer
+    stream = talk.say(question)
+
+    class Struck:
+        cancel = stream.cancel
+
+        def __iter__(self) -> Any:
+            for piece in stream:
+                signal.raise_signal(number)
+                yield piece
+
+    ended = pytest.raises(typer.Exit) if number == signal.SIGTERM else nullcontext()
+    with ended:
+        _answer(Struck())  # pyright: ignore[reportArgumentType]
+    written = capsys.readouterr().out.rstrip("\n")
+    assert talk.turns == [(question, written)] and written
+    assert len(written) < len(mm.caption(files[0]).text) and mm.caption(files[0]).text.startswith(written)

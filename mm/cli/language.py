@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -26,12 +28,7 @@ Temperature = Annotated[
     float | None, typer.Option(help="Draw words by chance, likely ones more often; 1 as they come, below 1 bolder.")
 ]
 TopP = Annotated[float | None, typer.Option(help="Draw from the likeliest words that hold this probability together.")]
-Seed = Annotated[int, typer.Option(help="Of the chance: equal seeds draw equal answers.")]
-
-_CHAT_HELP = """/new IMAGE  look at another picture
-/forget     begin anew with this picture
-/help       these lines
-/quit       leave (or Ctrl-D); Ctrl-C ends an answer"""
+Seed = Annotated[int | None, typer.Option(help="Of the chance: equal seeds draw equal answers.")]
 
 
 def caption(
@@ -42,7 +39,7 @@ def caption(
     draft: Draft = None,
     temperature: Temperature = None,
     top_p: TopP = None,
-    seed: Seed = 0,
+    seed: Seed = None,
     model: Model = "tiny",
     cache: Cache = None,
     json: Json = False,
@@ -72,7 +69,7 @@ def ask(
     draft: Draft = None,
     temperature: Temperature = None,
     top_p: TopP = None,
-    seed: Seed = 0,
+    seed: Seed = None,
     model: Model = "tiny",
     cache: Cache = None,
     json: Json = False,
@@ -99,7 +96,7 @@ def chat(
     draft: Draft = None,
     temperature: Temperature = None,
     top_p: TopP = None,
-    seed: Seed = 0,
+    seed: Seed = None,
     model: Model = "tiny",
     cache: Cache = None,
     allow_urls: AllowUrls = False,
@@ -142,18 +139,20 @@ def chat(
 
 
 def _manner(
-    stream: bool, draft: str | None, temperature: float | None, top_p: float | None, seed: int
+    stream: bool, draft: str | None, temperature: float | None, top_p: float | None, seed: int | None
 ) -> dict[str, Any]:
     """The words of a task; only those that were given, so that its own defaults hold."""
     how: dict[str, Any] = {"stream": True} if stream else {}
     if draft is not None:
         how["draft"] = draft
+    if seed is not None and temperature is None:
+        raise typer.BadParameter("--seed is of the chance that --temperature brings; give both")
     if temperature is not None or top_p is not None:
         from mm.errors import InputError
         from mm.generation.sampling import Sampling
 
         try:
-            how["sampling"] = Sampling(temperature=temperature, top_p=top_p, seed=seed)
+            how["sampling"] = Sampling(temperature=temperature, top_p=top_p, seed=seed or 0)
         except InputError as error:
             raise typer.BadParameter(str(error)) from error
     return how
@@ -195,7 +194,7 @@ def _turn(talk: Chat, line: str) -> None:
     elif line == "/forget":
         talk.turns.clear()
     elif line == "/help":
-        typer.echo(_CHAT_HELP)
+        typer.echo((inspect.getdoc(chat) or "").rpartition("\b\n")[2])
     elif word.startswith("/"):
         known = ("/new", "/forget", "/help", "/quit")
         said = "/new: expected a picture behind it" if word == "/new" else f"no command {word!r}"
@@ -207,13 +206,14 @@ def _turn(talk: Chat, line: str) -> None:
 def _answer(stream: ChatStream) -> None:
     """Prints the answer as it grows; Ctrl-C ends it, and what was written stays in the conversation."""
     from mm.results.lettering import visible
+    from mm.training.interrupt import stop_on_signal
 
-    while True:
-        try:
-            for piece in stream:
-                typer.echo("\n".join(map(visible, piece.split("\n"))), nl=False)
-                sys.stdout.flush()
-            break
-        except KeyboardInterrupt:
-            stream.cancel()
+    with stop_on_signal() as stop:
+        for piece in stream:
+            typer.echo("\n".join(map(visible, piece.split("\n"))), nl=False)
+            sys.stdout.flush()
+            if stop:
+                stream.cancel()
     typer.echo("")
+    if stop.asked == signal.SIGTERM:
+        raise typer.Exit(128 + signal.SIGTERM)

@@ -1,6 +1,6 @@
 """The plain Llama layout, computed by one function over the model's own weights.
 
-transformers spends most of a small model's token on masks, cache objects and hooks. Here a token is some twenty
+transformers spends most of a small model's token on masks, cache objects and hooks. Here a token is some forty
 tensor operations a layer, in the order and with the roundings of the library's modules.
 
 One row times a matrix is bound by reading the matrix. On a CPU the common routines read a row-major matrix at about
