@@ -22,6 +22,7 @@ from mm.encoders.base import EncoderSpec, Grid, ImageFeatures, TextFeatures
 from mm.encoders.build import Dtype
 from mm.encoders.fuse import fused, likes_channels_last
 from mm.encoders.preprocess import Preprocessing
+from mm.encoders.quick import quicken
 from mm.errors import CheckpointError, InputError, nearest
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -320,4 +321,6 @@ def settled(module: Module, dtype: torch.dtype, *, train: bool, channels_last: b
     module.to(dtype)
     if channels_last:
         module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if not train:
+        quicken(module)
     return module.train(train).requires_grad_(train)

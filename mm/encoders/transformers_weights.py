@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mm.encoders.pooling import settle_pooling
+from mm.encoders.quick import quicken
 from mm.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ def settle(model: Any, train: bool) -> None:
     model.requires_grad_(train)
     if not train:
         settle_pooling(model)
+        quicken(model)
 
 
 @contextmanager

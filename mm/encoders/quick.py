@@ -1,0 +1,90 @@
+"""Makes the linear layers of a tower quick at inference, by `kernels.linear`, with GELU where it follows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor, nn
+
+from mm.kernels.linear import Gelu, has_onednn, linear
+
+# Blocks whose layer `fc1` is read by an activation alone -> what they call the activation.
+_ACTIVATIONS = {
+    "timm.layers.mlp.Mlp": "act",
+    "timm.models.fastvit.ConvMlp": "act",
+    "transformers.models.clip.modeling_clip.CLIPMLP": "activation_fn",
+    "transformers.models.owlvit.modeling_owlvit.OwlViTMLP": "activation_fn",
+    "transformers.models.siglip.modeling_siglip.SiglipMLP": "activation_fn",
+    "transformers.models.siglip2.modeling_siglip2.Siglip2MLP": "activation_fn",
+}
+_FORMS: dict[str, Gelu] = {"GELU": "none", "GELUActivation": "none", "GELUTanh": "tanh"}
+
+
+class QuickLinear(nn.Linear):
+    """The same weights under the same names. gelu: see `linear`."""
+
+    gelu: Gelu | None = None
+
+    @classmethod
+    def of(cls, layer: nn.Linear) -> QuickLinear:
+        quick = cls(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
+        quick.weight, quick.bias = layer.weight, layer.bias
+        return quick.train(layer.training)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return linear(input, self.weight, self.bias, self.gelu)
+
+
+class QuickPointwise(nn.Conv2d):
+    """The first layer of a `ConvMlp`, a convolution of single pixels, with GELU behind it; channels should lie last."""
+
+    @classmethod
+    def of(cls, layer: nn.Conv2d) -> QuickPointwise:
+        quick = cls(layer.in_channels, layer.out_channels, 1, bias=layer.bias is not None, device="meta")
+        quick.weight, quick.bias = layer.weight, layer.bias
+        return quick.train(layer.training)
+
+    def forward(self, input: Tensor) -> Tensor:
+        rows = input.permute(0, 2, 3, 1)
+        return linear(rows, self.weight.flatten(1), self.bias, "none").permute(0, 3, 1, 2)
+
+
+def quicken(tower: nn.Module) -> None:
+    """Replaces layers of `tower` in place; weights, their names and results stay."""
+    if not has_onednn():
+        return
+    for block in list(tower.modules()):
+        for name, layer in list(block.named_children()):
+            if type(layer) is nn.Linear:
+                setattr(block, name, QuickLinear.of(layer))
+    for block in list(tower.modules()):
+        for first, behind in _pairs(block):
+            _join(block, first, behind)
+
+
+def _pairs(block: nn.Module) -> Iterator[tuple[str, str]]:
+    """The names of a layer and of the activation that alone reads it."""
+    if type(block) is nn.Sequential:
+        names = [name for name, _ in block.named_children()]
+        yield from zip(names, names[1:], strict=False)
+    elif (kind := f"{type(block).__module__}.{type(block).__name__}") in _ACTIVATIONS:
+        yield "fc1", _ACTIVATIONS[kind]
+
+
+def _join(block: Any, first: str, behind: str) -> None:
+    """The layer takes over its activation, where both are of a kind that can."""
+    layer, form = getattr(block, first), _form(getattr(block, behind))
+    if isinstance(layer, QuickLinear) and form:
+        layer.gelu = form
+    elif isinstance(layer, nn.Conv2d) and type(block) is not nn.Sequential and form == "none":
+        setattr(block, first, QuickPointwise.of(layer))
+    else:
+        return
+    setattr(block, behind, nn.Identity())
+
+
+def _form(activation: nn.Module) -> Gelu | None:
+    if isinstance(activation, nn.GELU):
+        return "tanh" if activation.approximate == "tanh" else "none"
+    return _FORMS.get(type(activation).__name__)
