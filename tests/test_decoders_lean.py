@@ -33,20 +33,38 @@ def steps(decoder: CausalDecoder, tokens: torch.Tensor) -> torch.Tensor:
     return torch.cat([decoder.extend(part, cache, keep=part.shape[1])[0] for part in tokens.split((5, 1, 1, 1), 1)], 1)
 
 
-@pytest.mark.parametrize("large", [1, 2**18], ids=["in blocks", "in rows"])
+@pytest.mark.parametrize("small", [1, 2**18], ids=["in blocks", "in rows"])
 @pytest.mark.parametrize("bias", [False, True])
-def test_matrices_side_by_side_equal_their_layers(monkeypatch: pytest.MonkeyPatch, large: int, bias: bool) -> None:
-    monkeypatch.setattr(lean, "_LARGE", large)
+def test_matrices_side_by_side_equal_their_layers(monkeypatch: pytest.MonkeyPatch, small: int, bias: bool) -> None:
+    monkeypatch.setattr(lean, "_SMALL", small)
     layers = [torch.nn.Linear(24, width, bias=bias) for width in (32, 7, 50)]
-    row = torch.randn(1, 24)
+    row, before = torch.randn(24), torch.randn(89)
     with torch.inference_mode():
-        torch.testing.assert_close(Matrix(*layers)(row), torch.cat([layer(row) for layer in layers], -1))
+        made = torch.cat([layer(row) for layer in layers], -1)
+        torch.testing.assert_close(Matrix(*layers)(row), made)
+        torch.testing.assert_close(Matrix(*layers)(row, onto=before), before + made)
 
 
-@pytest.mark.parametrize("large", [1, 2**18], ids=["in blocks", "in rows"])
+@pytest.mark.parametrize("small", [1, 2**18], ids=["in blocks", "in rows"])
+@pytest.mark.parametrize("width", [64, 50], ids=["whole blocks", "padded blocks"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_matrix_takes_in_the_norm_the_scale_and_the_sum(
+    monkeypatch: pytest.MonkeyPatch, small: int, width: int, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(lean, "_SMALL", small)
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(24, width, bias=False).to(dtype)
+    row, norm, before = (torch.randn(count).to(dtype) for count in (24, 24, width))
+    with torch.inference_mode():
+        made = Matrix(layer, norm=norm)(row, 0.3, before)
+        expected = before + layer(norm * row * 0.3)
+    torch.testing.assert_close(made, expected, **({} if dtype == torch.float32 else {"atol": 0.05, "rtol": 0.05}))
+
+
+@pytest.mark.parametrize("small", [1, 2**18], ids=["in blocks", "in rows"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_steps_equal_the_module(monkeypatch: pytest.MonkeyPatch, large: int, dtype: torch.dtype) -> None:
-    monkeypatch.setattr(lean, "_LARGE", large)
+def test_steps_equal_the_module(monkeypatch: pytest.MonkeyPatch, small: int, dtype: torch.dtype) -> None:
+    monkeypatch.setattr(lean, "_SMALL", small)
     lm = llama().to(dtype)
     decoder = CausalDecoder(lm, TOKENIZER)
     tokens = torch.randn(1, 8, 48).to(dtype)

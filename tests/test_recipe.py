@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,18 @@ from mm.recipes.fit import Checkpoint, Stream, cosine, fit_stage
 from mm.recipes.losses import generalised_iou, quality_focal
 from mm.recipes.tiny_parts import TEXT, WIDTH, build_decoder, dialogue_loss
 from mm.recipes.tokenizer import train_tokenizer
-from mm.scenes import caption_of, mentions, questions_of, render_scene
-from mm.scenes.vocabulary import COLOURS, KINDS, PAIR_LABELS, SEEN_PAIRS, TEXTURES, is_held_out
+from mm.scenes import Scene, caption_of, mentions, questions_of, render_scene
+from mm.scenes.vocabulary import (
+    COLOURS,
+    COUNTS,
+    KINDS,
+    PAIR_LABELS,
+    RELATIONS,
+    SEEN_PAIRS,
+    SIZES,
+    TEXTURES,
+    is_held_out,
+)
 
 
 @pytest.fixture(scope="module")
@@ -321,12 +332,32 @@ def test_dialogues_ask_where_things_lie_and_never_about_held_out_pairs():
         assert not any(is_held_out(*pair) for _, *pair in (*mentions(prompt), *mentions(answer)))
 
 
-def test_dialogues_of_few_things_ask_what_one_of_them_is_like():
-    batch = make_dialogue_batch(5, 12, most=2)
-    rng = np.random.default_rng((5, 31))
-    scenes = [render_scene(TRAIN_SEED + 5 * 12 + i, draw_frame(128, rng), most=2) for i in range(12)]
+def scenes_of(step: int, size: int, most: int) -> list[Scene]:
+    """The scenes of a batch of a lesson with so many things."""
+    rng = np.random.default_rng((step, 31))
+    return [render_scene(TRAIN_SEED + step * size + i, draw_frame(128, rng), most=most) for i in range(size)]
+
+
+def test_the_first_lesson_asks_what_one_of_two_things_is_like():
+    batch, scenes = make_dialogue_batch(5, 12, lesson="names"), scenes_of(5, 12, most=2)
     assert {len(scene.objects) for scene in scenes} == {1, 2}
     assert len(batch.dialogues) > 12
     for picture, prompt, answer in batch.dialogues:
         assert answer in ("yes", "no") or any(f" {thing.kind}" in prompt for thing in scenes[picture].objects)
         assert answer in (*COLOURS, *TEXTURES, "small", "large", "yes", "no") and "background" not in prompt
+
+
+def test_the_second_lesson_asks_of_few_things_how_many_how_large_and_where():
+    batch, scenes = make_dialogue_batch(5, 24, lesson="counts"), scenes_of(5, 24, most=3)
+    assert {len(scene.objects) for scene in scenes} == {1, 2, 3}
+    answers = Counter(answer for *_, answer in batch.dialogues)
+    assert set(answers) <= {*COLOURS, *SIZES, *RELATIONS, *COUNTS[:3]}
+    assert answers["one"] <= len(scenes) and answers["two"] > 2 and answers["large"] > 10 and answers["left of"] > 2
+    assert max(Counter(picture for picture, _, _ in batch.dialogues).values()) <= 9
+
+
+def test_questions_come_in_other_words_too():
+    ordinary = {question for scene in scenes_of(5, 24, most=3) for draw in range(6) for question, _ in
+                questions_of(scene, draw)}  # fmt: skip
+    asked = [prompt for _, prompt, _ in make_dialogue_batch(5, 24, lesson="counts").dialogues]
+    assert 0.3 < sum(prompt in ordinary for prompt in asked) / len(asked) < 0.5

@@ -19,6 +19,7 @@ from mm.scenes import (
     relation,
     render_scene,
 )
+from mm.scenes.language import reworded
 from mm.scenes.vocabulary import COLOURS, COUNTS, KINDS, PAIRS, RELATIONS, TEXTURES, is_held_out, plural
 
 
@@ -165,3 +166,30 @@ def test_questions_are_drawn_by_scene_and_seed(drawn: list[Scene]):
     crowd = next(each for each in drawn[::3] if len(each.objects) == 4)
     assert questions_of(crowd) == questions_of(crowd) == questions_of(render_scene(crowd.seed, (112, 80)))
     assert len({tuple(questions_of(crowd, seed)) for seed in range(5)}) == 5
+
+
+def test_a_question_in_other_words_names_the_same(drawn: list[Scene]):
+    rng, asked = np.random.default_rng(0), Counter()
+    names = {*COLOURS, *KINDS, *map(plural, KINDS)}
+    for each in drawn[:100]:
+        for question, _ in questions_of(each):
+            other = reworded(question, rng)
+            assert other != question
+            assert names & {*re.findall(r"\w+", other)} == names & {*re.findall(r"\w+", question)}
+            asked[question.split()[0]] += 1
+    assert set(asked) == {"what", "is", "how", "where"}
+    with pytest.raises(ValueError, match="not a question"):
+        reworded("why?", rng)
+
+
+def test_several_things_are_asked_for_in_other_words():
+    rng = np.random.default_rng(0)
+    assert {"the cats" in reworded("what colour are the cats?", rng) for _ in range(20)} == {True}
+
+
+def test_in_other_words_where_keeps_who_is_seen_from_whom():
+    rng, ways = np.random.default_rng(0), set()
+    for _ in range(40):
+        ways.add(reworded("where is the red car, seen from the blue cat?", rng))
+    assert "seen from the blue cat, where is the red car?" in ways and len(ways) == 3
+    assert all(way.startswith(("seen", "where")) and "from the blue cat" in way for way in ways)

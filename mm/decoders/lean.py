@@ -1,7 +1,8 @@
 """The plain Llama layout, computed by one function over the model's own weights.
 
-transformers spends most of a small model's token on masks, cache objects and hooks. Here a token is some forty
-tensor operations a layer, in the order and with the roundings of the library's modules.
+transformers spends most of a small model's token on masks, cache objects and hooks. Here a token is some thirty
+tensor operations a layer. In float32 the norms and sums of a single row are part of the products beside them; in
+bfloat16 all is rounded where the library's modules round.
 
 One row times a matrix is bound by reading the matrix. On a CPU the common routines read a row-major matrix at about
 half the speed of memory; laid out in blocks of some outputs it comes near to it (`Matrix`). Queries that share a key
@@ -18,40 +19,56 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mm.kernels.cache import KVCache
+from mm.kernels.linear import linear
 
 # Llama, and those that differ from it by a bias or by a norm of queries and keys.
 LAYOUTS = ("llama", "mistral", "qwen2", "qwen3")
+_NARROW = (torch.bfloat16, torch.float16)
 _STATIC_ROTATIONS = ("default", "linear", "llama3", "yarn")
 
-_COLUMNS, _COLUMNS_OF_LARGE = 32, 96  # outputs in a block
-_SMALL, _LARGE = 2**14, 2**18  # elements: a smaller matrix is read at once in any layout; from here on it is large
+_COLUMNS = 32  # outputs in a block; with 64 or more it is read at two thirds of the speed in float32
+_SMALL = 2**14  # elements: a smaller matrix is read at once in any layout
+_WIDE = 2**18  # elements: a smaller matrix is quicker in float32, whose products round to the same
 _COPIED_AT_MOST = 2**31  # bytes of weights that are worth a second, faster copy
 
 
 class Matrix:
-    """The weights of one or more linear layers with the same input, side by side, for a row at a time."""
+    """The weights of one or more linear layers with the same input, side by side, for a row at a time.
 
-    def __init__(self, *layers: nn.Linear) -> None:
+    norm: float[K], the weight of the norm in front, which becomes part of the matrix. weight: float[width, K], or a
+    large matrix in `count` blocks, float[count, K, columns].
+    """
+
+    def __init__(self, *layers: nn.Linear, norm: Tensor | None = None) -> None:
         weights: list[Tensor] = [layer.weight for layer in layers]
         biases: list[Tensor] = [layer.bias for layer in layers if layer.bias is not None]
-        weight = torch.cat(weights)
+        weight = torch.cat(weights) if norm is None else torch.cat(weights) * norm
         self.bias = torch.cat(biases) if biases else None
-        self.width, self.weight, self.blocks = len(weight), weight, None
+        self.width, self.dtype, self.count = len(weight), weight.dtype, 0
+        self.weight = weight.float() if weight.dtype in _NARROW and weight.numel() < _WIDE else weight
+        self.same = self.weight.dtype == self.dtype
         if weight.numel() >= _SMALL:
-            columns = _COLUMNS_OF_LARGE if weight.numel() >= _LARGE else _COLUMNS
-            padded = F.pad(weight, (0, 0, 0, -len(weight) % columns))
-            self.blocks = padded.unflatten(0, (-1, columns)).transpose(1, 2).contiguous()
-            self.weight = None
+            padded = F.pad(self.weight, (0, 0, 0, -self.width % _COLUMNS))
+            self.weight = padded.unflatten(0, (-1, _COLUMNS)).transpose(1, 2).contiguous()
+            self.count = len(self.weight)
+        self.adds = self.dtype == torch.float32 and self.width == self.count * _COLUMNS
 
-    def __call__(self, row: Tensor) -> Tensor:
-        """float[1, K] -> float[1, width]."""
-        if self.blocks is None:
-            assert self.weight is not None
-            return F.linear(row, self.weight, self.bias)
-        made = torch.bmm(row.expand(len(self.blocks), 1, -1), self.blocks).view(1, -1)
-        if made.shape[1] != self.width:
-            made = made[:, : self.width]
-        return made if self.bias is None else made + self.bias
+    def __call__(self, row: Tensor, scale: float = 1.0, onto: Tensor | None = None) -> Tensor:
+        """float[K] -> float[width]: the row times `scale` through the layers, then added to `onto`."""
+        if self.adds:  # one operation, rounded once
+            start = self.weight[:1, :1, :1] if onto is None else onto.view(self.count, 1, -1)
+            rows = row.expand(self.count, 1, -1)
+            made = torch.baddbmm(start, rows, self.weight, beta=0 if onto is None else 1, alpha=scale).view(-1)
+            return made if self.bias is None else made + self.bias
+        row = row if self.same else row.float()
+        if self.count:
+            made = torch.bmm(row.expand(self.count, 1, -1), self.weight).view(-1)[: self.width]
+        else:
+            made = F.linear(row, self.weight)
+        made = made if scale == 1.0 else made * scale
+        made = made if self.same else made.to(self.dtype)
+        made = made if self.bias is None else made + self.bias
+        return made if onto is None else onto + made
 
 
 class _Layer:
@@ -72,34 +89,50 @@ class _Layer:
         return [*self.qkv, self.out, *self.gate_up, self.down]
 
 
+class _RowNorm:
+    """A root mean square norm of float[K] on a CPU, where one number is cheaper to take out than to broadcast.
+
+    In float32 all that is left to do for the matrix behind it is to scale; other dtypes round as `_rms` does.
+    """
+
+    def __init__(self, norm: Any) -> None:
+        self.weight, self.width, self.epsilon = norm.weight, len(norm.weight), norm.variance_epsilon
+        self.into = self.weight if self.weight.dtype == torch.float32 else None  # the matrix, see `Matrix`
+
+    def __call__(self, row: Tensor) -> tuple[Tensor, float]:
+        """What the matrix reads, and the scale that it applies."""
+        wide = row if self.into is not None else row.float()
+        scale = (torch.dot(wide, wide).item() / self.width + self.epsilon) ** -0.5
+        return (row, scale) if self.into is not None else (self.weight * (wide * scale).to(row.dtype), 1.0)
+
+
 class _SingleRow:
     """A layer for one row with one new token, which is all that most steps have."""
 
     def __init__(self, layer: _Layer) -> None:
-        self.layer = layer
-        self.qkv, self.out = Matrix(*layer.qkv), Matrix(layer.out)
-        self.gate_up, self.down = Matrix(*layer.gate_up), Matrix(layer.down)
-        self.before = layer.before.weight, layer.before.variance_epsilon
-        self.between = layer.between.weight, layer.between.variance_epsilon
+        self.norms, self.scale = layer.norms, layer.scale
+        self.before, self.between = _RowNorm(layer.before), _RowNorm(layer.between)
+        self.qkv, self.out = Matrix(*layer.qkv, norm=self.before.into), Matrix(layer.out)
+        self.gate_up, self.down = Matrix(*layer.gate_up, norm=self.between.into), Matrix(layer.down)
         self.act = F.silu if isinstance(layer.act, nn.SiLU) else layer.act
         self.width, self.heads, self.both = layer.head_width, layer.heads, layer.heads + layer.shared
         self.queries_and_keys, self.keys_and_values = (self.heads, layer.shared), (self.both, layer.shared)
         self.grouped = (1, layer.shared, -1, self.width)
 
     def __call__(self, x: Tensor, index: int, cache: KVCache, cos: Tensor, sin: Tensor) -> Tensor:
-        """x: float[1, D]; cos, sin: [1, Dh]."""
-        mixed = self.qkv(_rms_row(x, *self.before)).view(1, -1, 1, self.width)
+        """x: float[D]; cos, sin: [1, Dh]."""
+        mixed = self.qkv(*self.before(x)).view(1, -1, 1, self.width)
         turned, value = torch.split_with_sizes(mixed, self.keys_and_values, 1)
-        if self.layer.norms:
-            query, key = self.layer.norms
+        if self.norms:
+            query, key = self.norms
             turned = torch.cat((_rms(turned[:, : self.heads], query), _rms(turned[:, self.heads :], key)), 1)
         turned = turned * cos + turned.roll(self.width // 2, -1) * sin
         query, key = torch.split_with_sizes(turned, self.queries_and_keys, 1)
         keys, values = cache.write(index, key, value)
-        found = F.scaled_dot_product_attention(query.reshape(self.grouped), keys, values, scale=self.layer.scale)
-        x = x + self.out(found.reshape(1, -1))
-        gate, up = self.gate_up(_rms_row(x, *self.between)).chunk(2, -1)
-        return x + self.down(self.act(gate) * up)
+        found = F.scaled_dot_product_attention(query.reshape(self.grouped), keys, values, scale=self.scale)
+        x = self.out(found.reshape(-1), onto=x)
+        gate, up = self.gate_up(*self.between(x)).chunk(2)
+        return self.down(self.act(gate) * up, onto=x)
 
 
 @dataclass
@@ -109,6 +142,7 @@ class _Kept:
     cos: Tensor
     sin: Tensor
     rows: list[_SingleRow] | None
+    last: _RowNorm | None
     head: Matrix | None
 
 
@@ -118,7 +152,7 @@ class LeanLlama:
     def __init__(self, lm: Any) -> None:
         self.lm = lm
         self.layers = [_Layer(module) for module in lm.model.layers]
-        self._rows: tuple[Any, list[_SingleRow], Matrix] | None = None
+        self._rows: tuple[Any, list[_SingleRow], _RowNorm, Matrix] | None = None
 
     @staticmethod
     def fits(lm: Any) -> bool:
@@ -139,7 +173,7 @@ class LeanLlama:
         if cache.kept is None:
             cache.kept = self._kept(cache, x)
         if len(x) == 1 and cache.kept.rows is not None:
-            return self._single(x, cache)
+            return self._single(x[0], cache)[None, None]
         turns = self._turns(cache, count, x)
         causal = cache.length == 0 and cache.filled is None and count > 1
         seen = None if causal else cache.seen(count, x.device)
@@ -148,18 +182,19 @@ class LeanLlama:
             query, key, value = _heads(layer, mixed.view(batch, count, -1, layer.head_width), turns)
             keys, values = cache.write(index, key, value)
             found = _attended(layer, query, keys, values, seen, causal=causal)
-            x = x + layer.out(found.transpose(1, 2).reshape(len(x), -1))
+            x = x + _through(layer.out, found.transpose(1, 2).reshape(len(x), -1))
             inner = _rms(x, layer.between)
-            x = x + layer.down(layer.act(layer.gate_up[0](inner)) * layer.gate_up[1](inner))
+            gate, up = (_through(part, inner) for part in layer.gate_up)
+            x = x + _through(layer.down, layer.act(gate) * up)
         last = _rms(x.view(batch, count, width)[:, -keep:], self.lm.model.norm)
         return self.lm.lm_head(last)
 
     def _single(self, x: Tensor, cache: KVCache) -> Tensor:
-        kept, place, norm = cache.kept, cache.length, self.lm.model.norm
+        kept, place = cache.kept, cache.length
         cos, sin = kept.cos[place], kept.sin[place]
         for index, layer in enumerate(kept.rows):
             x = layer(x, index, cache, cos, sin)
-        return kept.head(_rms_row(x, norm.weight, norm.variance_epsilon))[None]
+        return kept.head(*kept.last(x))
 
     def _turns(self, cache: KVCache, count: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and signed sines for the announced tokens: [count, 1, Dh], or [B, count, 1, Dh] with holes."""
@@ -174,23 +209,30 @@ class LeanLlama:
         half = sin.shape[-1] // 2
         sin = torch.cat((-sin[..., :half], sin[..., half:]), -1)
         rows = self._prepared() if cache.batch == 1 and cache.filled is None and like.device.type == "cpu" else None
-        return _Kept(cos[0, :, None], sin[0, :, None], *(rows or (None, None)))
+        return _Kept(cos[0, :, None], sin[0, :, None], *(rows or (None, None, None)))
 
-    def _prepared(self) -> tuple[list[_SingleRow], Matrix] | None:
+    def _prepared(self) -> tuple[list[_SingleRow], _RowNorm, Matrix] | None:
         """The layers for single rows, made again when a weight has changed; None where they cost too much memory."""
         linears = [linear for layer in self.layers for linear in layer.linears] + [self.lm.lm_head]
+        norms = [norm for layer in self.layers for norm in (layer.before, layer.between)] + [self.lm.model.norm]
         given = [p for linear in linears for p in (linear.weight, linear.bias) if p is not None]
+        given += [norm.weight for norm in norms]
         stamp = [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in given]
         made = self._rows
         if made is None or made[0] != stamp:
             if sum(p.numel() * p.element_size() for p in given) > _COPIED_AT_MOST:
                 return None
-            made = self._rows = stamp, [_SingleRow(layer) for layer in self.layers], Matrix(self.lm.lm_head)
+            rows, last = [_SingleRow(layer) for layer in self.layers], _RowNorm(norms[-1])
+            made = self._rows = stamp, rows, last, Matrix(self.lm.lm_head, norm=last.into)
         return made[1:]
 
 
+def _through(layer: nn.Linear, x: Tensor) -> Tensor:
+    return linear(x, layer.weight, layer.bias)
+
+
 def _side_by_side(parts: tuple[nn.Linear, ...], x: Tensor) -> Tensor:
-    return torch.cat([part(x) for part in parts], -1)
+    return torch.cat([_through(part, x) for part in parts], -1)
 
 
 def _heads(layer: _Layer, mixed: Tensor, turns: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -226,12 +268,3 @@ def _rms(x: Tensor, norm: Any) -> Tensor:
     wide = x.float()
     wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + norm.variance_epsilon)
     return norm.weight * wide.to(x.dtype)
-
-
-def _rms_row(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-    """`_rms` of float[1, D] on a CPU, where one number is cheaper to take out than to broadcast."""
-    row = x[0]
-    wide = row if row.dtype == torch.float32 else row.float()
-    scale = (torch.dot(wide, wide).item() / wide.numel() + epsilon) ** -0.5
-    scaled = wide * scale
-    return (weight * (scaled if scaled.dtype == x.dtype else scaled.to(x.dtype)))[None]

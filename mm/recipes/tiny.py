@@ -1,10 +1,12 @@
 """The recipe of the embedded default: `python -m mm.recipes.tiny --work FOLDER`, or `make weights`.
 
-Five stages; all but the last go on after a kill from their last checkpoint in FOLDER.
+Six stages; all but the last go on after a kill from their last checkpoint in FOLDER.
 `pair` trains the two towers by image-text terms, region-text terms (boxes and masks by label) and captioning.
 `heads` freezes them and trains detection head, segmentation head, connector and decoder on.
 `names` trains connector and decoder alone, on questions that name one of two things: with more of them, or beside
 captions, the decoder does not learn for a long time to look for the thing that is named.
+`counts` goes on with how many there are of two or three things, how large they are and where they lie. In both, most
+questions come in several wordings: asked in one, the decoder takes the name from its place in the sentence.
 `words` trains the two on everything that can be asked about a picture.
 `export` writes the folder that the library loads, measures the drawn world's spread, and needs no training.
 """
@@ -153,8 +155,8 @@ def autocast(device: torch.device) -> torch.autocast:
 
 
 def train(
-    folder: Path, *, pair_steps: int, heads_steps: int, names_steps: int, words_steps: int, batch: int, device: str,
-    init: str | None = None,
+    folder: Path, *, pair_steps: int, heads_steps: int, names_steps: int, counts_steps: int, words_steps: int,
+    batch: int, device: str, init: str | None = None,
 ) -> WordsTraining:  # fmt: skip
     """Runs the stages that `folder` does not hold complete yet."""
     torch.manual_seed(0)
@@ -167,8 +169,10 @@ def train(
     heads = HeadsTraining(pair).to(device).train()
     fit_stage("heads", folder, heads, heads.losses, make=make, steps=heads_steps, peak=1.5e-3, shift=10**7)
     words = WordsTraining(heads).to(device).train()
-    make = functools.partial(make_dialogue_batch, size=2 * batch, most=2)
+    make = functools.partial(make_dialogue_batch, size=2 * batch, lesson="names")
     fit_stage("names", folder, words, words.losses, make=make, steps=names_steps, peak=3.0e-3, shift=4 * 10**7)
+    make = functools.partial(make_dialogue_batch, size=batch, lesson="counts")
+    fit_stage("counts", folder, words, words.losses, make=make, steps=counts_steps, peak=3.0e-3, shift=5 * 10**7)
     make = functools.partial(make_dialogue_batch, size=batch)
     fit_stage("words", folder, words, words.losses, make=make, steps=words_steps, peak=2.0e-3, shift=3 * 10**7)
     return words
@@ -180,6 +184,7 @@ def main() -> None:
     parser.add_argument("--pair-steps", type=int, default=4200, help="of --batch scenes each (default %(default)s)")
     parser.add_argument("--heads-steps", type=int, default=3000, help="likewise (default %(default)s)")
     parser.add_argument("--names-steps", type=int, default=700, help="of twice as many (default %(default)s)")
+    parser.add_argument("--counts-steps", type=int, default=1500, help="of --batch scenes (default %(default)s)")
     parser.add_argument("--words-steps", type=int, default=6000, help="likewise (default %(default)s)")
     parser.add_argument("--batch", type=int, default=32, help="scenes a step (default %(default)s)")
     parser.add_argument("--init", metavar="MODEL", help="start from a name or an exported folder, not from nothing")
@@ -195,7 +200,7 @@ def main() -> None:
     else:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         steps = {"pair_steps": args.pair_steps, "heads_steps": args.heads_steps}
-        steps |= {"names_steps": args.names_steps, "words_steps": args.words_steps}
+        steps |= {"names_steps": args.names_steps, "counts_steps": args.counts_steps, "words_steps": args.words_steps}
         trained = train(args.work, **steps, batch=args.batch, device=device, init=args.init)
     export(trained.cpu().eval(), args.out)
 

@@ -47,6 +47,45 @@ def mentions(text: str) -> Counter[Mention]:
     return found
 
 
+# Other ways to ask the questions of `questions_of`, with what is named at other places in the sentence.
+_WORDINGS = {
+    r"what colour is (the .+)\?": (
+        "what is the colour of {}?", "what colour does {} have?", "what colour is {} in the picture?",
+        "{} is of what colour?", "say what colour {} is", "{}, what colour is it?",
+    ),
+    r"what colour are (the .+)\?": (
+        "what is the colour of {}?", "which colour have {}?", "{} are of what colour?",
+        "what colour are {} in the picture?",
+    ),
+    r"what is the texture of (the .+)\?": (
+        "what texture does {} have?", "which texture has {}?", "{} has which texture?",
+        "what is the texture of {} here?",
+    ),
+    r"is (the .+) small or large\?": (
+        "is {} large or small?", "what size is {}?", "how large is {}?", "what is the size of {}?",
+        "{}, is it small or large?",
+    ),
+    r"how many (.+) are there\?": (
+        "how many {} do you see?", "how many {}?", "count the {}", "what is the number of {}?",
+        "how many {} are in the picture?",
+    ),
+    r"is there (an? .+)\?": (
+        "do you see {}?", "is {} in the picture?", "is there {} here?", "does the picture show {}?",
+    ),
+    r"where is (the .+), seen from (the .+)\?": (
+        "seen from {1}, where is {0}?", "where does {} lie, seen from {}?", "where is {} from {}?",
+    ),
+}  # fmt: skip
+
+
+def reworded(question: str, rng: np.random.Generator) -> str:
+    """A question of `questions_of` in other words, its answer the same."""
+    for form, wordings in _WORDINGS.items():
+        if match := re.fullmatch(form, question):
+            return wordings[rng.integers(len(wordings))].format(*match.groups())
+    raise ValueError(f"not a question of this world: {question}")
+
+
 def background_of(text: str) -> str | None:
     """The background's colour that a caption names."""
     match = re.search(rf"\bon an? ({'|'.join(COLOURS)}) background\b", text.lower())
