@@ -17,7 +17,7 @@ from mm.scenes.vocabulary import SIZES, plural
 
 Asked = tuple[str, str]  # a question and its answer
 
-_EACH = 9  # questions about a scene, so that rows are of about one length; where things lie is asked first
+_EACH = 9  # questions about a scene, so that rows are of about one length
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,9 @@ def _of_several(scene: Scene) -> list[Asked]:
 
 
 def _of_all(scene: Scene) -> list[Asked]:
-    """Its caption and a mixture of questions."""
-    asked = sorted(_drawn(scene, 2), key=lambda each: not _is_where(each))
+    """Its caption and a mixture of questions, first those that are learned last."""
+    asked = [*_drawn(scene, 2), *_of_several(scene)]
+    asked.sort(key=lambda each: not each[0].startswith(("how", "where")))
     return [(DEFAULT_PROMPT, caption_of(scene)), *asked[:_EACH]]
 
 
