@@ -52,13 +52,13 @@ class Matrix:
             self.weight = padded.unflatten(0, (-1, _COLUMNS)).transpose(1, 2).contiguous()
             self.count = len(self.weight)
         self.adds = self.dtype == torch.float32 and self.width == self.count * _COLUMNS
+        self.nothing = self.weight.new_zeros(1, 1, 1)
 
     def __call__(self, row: Tensor, scale: float = 1.0, onto: Tensor | None = None) -> Tensor:
         """float[K] -> float[width]: the row times `scale` through the layers, then added to `onto`."""
         if self.adds:  # one operation, rounded once
-            start = self.weight[:1, :1, :1] if onto is None else onto.view(self.count, 1, -1)
-            rows = row.expand(self.count, 1, -1)
-            made = torch.baddbmm(start, rows, self.weight, beta=0 if onto is None else 1, alpha=scale).view(-1)
+            start = self.nothing if onto is None else onto.view(self.count, 1, -1)
+            made = torch.baddbmm(start, row.expand(self.count, 1, -1), self.weight, alpha=scale).view(-1)
             return made if self.bias is None else made + self.bias
         row = row if self.same else row.float()
         if self.count:
