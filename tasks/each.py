@@ -42,7 +42,7 @@ def each(
     images: one image, or a list or tuple of them; each is anything `open_image` takes, or an `Encoded`.
     work: from a model and some `Encoded` to as many results; with `encoded=False` from some `Picture`, none of which
     has passed the encoder, and an `Encoded` is then refused.
-    cache: a folder (or `mm.store.FeatureStore`) where features of whole pictures are kept from run to run.
+    cache: a folder (or `mm.store.FeatureStore`) where features of pictures and their tiles are kept from run to run.
     Returns one result for one image, a list in the same order for many. With `on_error="record"` an
     `ErrorRecord` stands in the place of a bad item, with `"skip"` nothing does.
     """

@@ -19,6 +19,7 @@ from mm.joined import Joined
 from mm.labels import Labels, check_labels
 from mm.limits import DEFAULT_LIMITS, Limits
 from mm.pictures.tiles import Tile, blended, tiles
+from mm.store import FeatureStore, as_store
 from mm.tasks.each import Cache, Model, OnError, cut_warnings, each, source, unit
 from mm.tasks.encode import encode
 from mm.types import Segmentation
@@ -65,8 +66,8 @@ def segment(
         return [_result(joined, e, _scores(joined, e, prompts.vectors), prompts, least) for e in encoded]
 
     def work_tiled(joined: Joined, pictures: list[Picture]) -> list[Segmentation]:
-        prompts = _prompts(joined, asked, example)
-        return [_tiled(joined, picture, prompts, tile or 0, least) for picture in pictures]
+        prompts, store = _prompts(joined, asked, example), as_store(cache)
+        return [_tiled(joined, picture, prompts, tile or 0, least, store) for picture in pictures]
 
     return each(
         image,
@@ -113,15 +114,17 @@ def _scores(joined: Joined, encoded: Encoded, prompts: Tensor) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def _tiled(joined: Joined, picture: Picture, prompts: _Prompts, side: int, threshold: float) -> Segmentation:
+def _tiled(
+    joined: Joined, picture: Picture, prompts: _Prompts, side: int, threshold: float, store: FeatureStore | None
+) -> Segmentation:
     def parts() -> Iterator[tuple[Tile, np.ndarray]]:
         for tile in tiles(picture.size_hw, side):
             window = picture.pixels[tile.top : tile.bottom, tile.left : tile.right]
-            (encoded,) = encode_pictures(joined, [Picture(window, picture.notes, picture.name)])
+            (encoded,) = encode_pictures(joined, [Picture(window, picture.notes, picture.name)], store)
             yield tile, _scores(joined, encoded, prompts.vectors)
 
     scores = blended(picture.size_hw, parts())
-    (whole,) = encode_pictures(joined, [picture])  # so that a picture of another world is warned of
+    (whole,) = encode_pictures(joined, [picture], store)  # so that a picture of another world is warned of
     return _result(joined, whole, scores, prompts, threshold)
 
 

@@ -90,6 +90,16 @@ def test_a_second_run_encodes_nothing_and_gives_the_same_to_the_bit(tmp_path: Pa
     assert first == second and first[0] == plain
 
 
+def test_tiles_are_kept_as_whole_pictures_are(tmp_path: Path, passes: list[int]) -> None:
+    pixels = render_scene(1, (200, 120)).pixels
+    first = mm.segment(pixels, ["car", "star"], tile=128, cache=tmp_path)
+    files = list(tmp_path.rglob("*.safetensors"))
+    assert passes == [1, 1, 1] and len(files) == 3  # two tiles, and the whole for its warnings
+    assert mm.segment(pixels, "car", tile=128, cache=tmp_path).labels == ("car",)
+    assert passes == [1, 1, 1]
+    assert mm.segment(pixels, ["car", "star"], tile=128) == first
+
+
 def test_the_command_line_keeps_features_where_it_is_told(tmp_path: Path, passes: list[int]) -> None:
     picture = tmp_path / "scene.png"
     Image.fromarray(render_scene(0, (96, 128)).pixels).save(picture)
