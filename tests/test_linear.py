@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionConfig, SiglipVisionModel
 
-from mm.encoders.quick import QuickLinear, QuickPointwise, quicken
+from mm.encoders.quick import LinearGelu, PointwiseGelu, QuickLinear, quicken
 from mm.kernels import linear as kernel
 from mm.kernels.linear import Gelu, has_onednn, linear
 
@@ -87,9 +87,8 @@ def test_a_quickened_tower_keeps_its_weights_and_results(family: str):
         after = tower(pixels).pooler_output
     assert torch.allclose(before, after, atol=1e-5)
     assert all(weights[name] is given for name, given in tower.named_parameters())
-    quick = [layer for layer in tower.modules() if isinstance(layer, QuickLinear)]
-    assert len(quick) >= 12
-    forms = [layer.gelu for layer in quick if layer.gelu]
+    assert sum(isinstance(layer, QuickLinear) for layer in tower.modules()) >= 10
+    forms = [layer.form for layer in tower.modules() if isinstance(layer, LinearGelu)]
     assert forms == ([] if family == "clip" else ["tanh"] * 3)  # CLIP's activation is QuickGELU; SigLIP pools by an MLP
 
 
@@ -103,9 +102,9 @@ def test_an_activation_goes_into_the_layer_before_it():
             before = block(x)
             quicken(block)
             assert torch.allclose(block(x), before, atol=1e-6)
-        first = block[0]
-        assert isinstance(first, QuickLinear) and first.gelu == form
-        assert isinstance(block[1], nn.ReLU if form is None else nn.Identity)
+        first, last = block[0], block[2]
+        assert getattr(first, "form", None) == form and isinstance(first, nn.Linear) == (form is None)
+        assert isinstance(block[1], nn.ReLU if form is None else nn.Identity) and isinstance(last, QuickLinear)
 
 
 @pytest.mark.skipif(not has_onednn(), reason="this build of torch has no oneDNN")
@@ -118,7 +117,7 @@ def test_a_fastvit_block_lets_its_first_layer_activate():
     with torch.no_grad():
         before = tower(pixels)
         quicken(tower)
-        assert any(isinstance(layer, QuickPointwise) for layer in tower.modules())
+        assert any(isinstance(layer, PointwiseGelu) for layer in tower.modules())
         assert torch.allclose(tower(pixels), before, atol=1e-4 * float(before.abs().max()))
 
 

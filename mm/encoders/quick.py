@@ -22,32 +22,36 @@ _FORMS: dict[str, Gelu] = {"GELU": "none", "GELUActivation": "none", "GELUTanh":
 
 
 class QuickLinear(nn.Linear):
-    """The same weights under the same names. gelu: see `linear`."""
+    """The same weights under the same names."""
 
-    gelu: Gelu | None = None
-
-    @classmethod
-    def of(cls, layer: nn.Linear) -> QuickLinear:
-        quick = cls(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
-        quick.weight, quick.bias = layer.weight, layer.bias
-        return quick.train(layer.training)
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
+        self.weight, self.bias = layer.weight, layer.bias
+        self.train(layer.training)
 
     def forward(self, input: Tensor) -> Tensor:
-        return linear(input, self.weight, self.bias, self.gelu)
+        return linear(input, self.weight, self.bias)
 
 
-class QuickPointwise(nn.Conv2d):
-    """The first layer of a `ConvMlp`, a convolution of single pixels, with GELU behind it; channels should lie last."""
+class LinearGelu(nn.Module):
+    """A linear layer and its activation, under the layer's names. It is no `nn.Linear`, so what looks for those to
+    adapt or to replace them passes it by."""
 
-    @classmethod
-    def of(cls, layer: nn.Conv2d) -> QuickPointwise:
-        quick = cls(layer.in_channels, layer.out_channels, 1, bias=layer.bias is not None, device="meta")
-        quick.weight, quick.bias = layer.weight, layer.bias
-        return quick.train(layer.training)
+    def __init__(self, layer: nn.Linear | nn.Conv2d, form: Gelu) -> None:
+        super().__init__()
+        self.weight, self.bias, self.form = layer.weight, layer.bias, form
+        self.train(layer.training)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return linear(input, self.weight, self.bias, self.form)
+
+
+class PointwiseGelu(LinearGelu):
+    """The same of a convolution of single pixels, for maps whose channels lie last."""
 
     def forward(self, input: Tensor) -> Tensor:
         rows = input.permute(0, 2, 3, 1)
-        return linear(rows, self.weight.flatten(1), self.bias, "none").permute(0, 3, 1, 2)
+        return linear(rows, self.weight.flatten(1), self.bias, self.form).permute(0, 3, 1, 2)
 
 
 def quicken(tower: nn.Module) -> None:
@@ -55,12 +59,12 @@ def quicken(tower: nn.Module) -> None:
     if not has_onednn():
         return
     for block in list(tower.modules()):
+        for layer, activation in _pairs(block):
+            _join(block, layer, activation)
+    for block in list(tower.modules()):
         for name, layer in list(block.named_children()):
             if type(layer) is nn.Linear:
-                setattr(block, name, QuickLinear.of(layer))
-    for block in list(tower.modules()):
-        for first, behind in _pairs(block):
-            _join(block, first, behind)
+                setattr(block, name, QuickLinear(layer))
 
 
 def _pairs(block: nn.Module) -> Iterator[tuple[str, str]]:
@@ -72,16 +76,16 @@ def _pairs(block: nn.Module) -> Iterator[tuple[str, str]]:
         yield "fc1", _ACTIVATIONS[kind]
 
 
-def _join(block: Any, first: str, behind: str) -> None:
+def _join(block: Any, layer: str, activation: str) -> None:
     """The layer takes over its activation, where both are of a kind that can."""
-    layer, form = getattr(block, first), _form(getattr(block, behind))
-    if isinstance(layer, QuickLinear) and form:
-        layer.gelu = form
-    elif isinstance(layer, nn.Conv2d) and type(block) is not nn.Sequential and form == "none":
-        setattr(block, first, QuickPointwise.of(layer))
+    first, form = getattr(block, layer), _form(getattr(block, activation))
+    if type(first) is nn.Linear and form:
+        setattr(block, layer, LinearGelu(first, form))
+    elif type(first) is nn.Conv2d and type(block) is not nn.Sequential and form:  # `ConvMlp`: single pixels
+        setattr(block, layer, PointwiseGelu(first, form))
     else:
         return
-    setattr(block, behind, nn.Identity())
+    setattr(block, activation, nn.Identity())
 
 
 def _form(activation: nn.Module) -> Gelu | None:
