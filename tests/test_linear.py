@@ -122,7 +122,12 @@ def test_a_fastvit_block_lets_its_first_layer_activate():
 
 
 def test_few_products_are_left_to_torch(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(kernel, "_WORTH", 10**9)
-    monkeypatch.setattr(kernel, "_suits", pytest.fail)
+    asked: list[int] = []
+    monkeypatch.setattr(kernel, "_suits", lambda x, *_: asked.append(len(x)) or False)
+    monkeypatch.setattr(kernel, "_WORTH", 100)
     x, weight, bias = parts((3, 5))
-    assert torch.equal(linear(x, weight, bias), F.linear(x, weight, bias))
+    assert torch.equal(linear(x[:2], weight, bias), F.linear(x[:2], weight, bias)) and asked == []
+    linear(x, weight, bias)  # 3 x 5 x 7 products
+    monkeypatch.setattr(kernel, "_LARGE", 35)
+    linear(x[:1], weight, bias)
+    assert asked == [3, 1]

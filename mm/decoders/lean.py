@@ -187,7 +187,7 @@ class LeanLlama:
             gate, up = (_through(part, inner) for part in layer.gate_up)
             x = x + _through(layer.down, layer.act(gate) * up)
         last = _rms(x.view(batch, count, width)[:, -keep:], self.lm.model.norm)
-        return self.lm.lm_head(last)
+        return _through(self.lm.lm_head, last)
 
     def _single(self, x: Tensor, cache: KVCache) -> Tensor:
         kept, place = cache.kept, cache.length
