@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionConfig, SiglipVisionModel
 
-from mm.encoders.quick import LinearGelu, PointwiseGelu, QuickLinear, quicken
 from mm.kernels import linear as kernel
 from mm.kernels.linear import Gelu, has_onednn, linear
+from mm.quick import LinearGelu, PointwiseGelu, QuickLinear, quicken
 
 
 @pytest.fixture(autouse=True)

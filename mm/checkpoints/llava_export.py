@@ -29,6 +29,7 @@ from mm.generation.prompts import PictureFirst, Plain, Prompt, Templated, asked
 from mm.images import open_image
 from mm.joined import Joined
 from mm.pictures.padding import SquarePreprocessing
+from mm.quick import QuickLinear
 from mm.vlm import Speaker
 
 IMAGE = "<image>"
@@ -158,7 +159,7 @@ def _check_decoder(speaker: Speaker) -> None:
     kind = lm.config.model_type
     if kind not in _DECODERS:
         raise _refused(f"its decoder is {kind}; expected one of {', '.join(_DECODERS)}")
-    if type(lm.lm_head) is not nn.Linear or lm.lm_head.bias is not None:
+    if type(lm.lm_head) not in (nn.Linear, QuickLinear) or lm.lm_head.bias is not None:
         raise _refused("its decoder's head is not one matrix")
 
 

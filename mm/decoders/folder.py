@@ -10,10 +10,12 @@ from torch import Tensor
 from mm.checkpoints.reading import check_folder, load_weights, read_json
 from mm.decoders.base import Decoder
 from mm.decoders.build import build_decoder
+from mm.decoders.lean import LeanLlama
 from mm.encoders.build import Dtype
 from mm.encoders.transformers_weights import build_model, refusing
 from mm.errors import CheckpointError
 from mm.generation.prompts import Plain, Prompts, Templated, begin_ids
+from mm.quick import quicken
 
 _MAX_TEMPLATE = 1_000_000  # bytes
 
@@ -62,6 +64,8 @@ def language_model(folder: Path, config: Any, tensors: dict[str, Tensor], *, dty
     if (folder / "generation_config.json").is_file():
         with refusing(folder):
             lm.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+    if not LeanLlama.fits(lm):
+        quicken(lm)
     return lm
 
 

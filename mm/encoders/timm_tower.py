@@ -22,8 +22,8 @@ from mm.encoders.base import EncoderSpec, Grid, ImageFeatures, TextFeatures
 from mm.encoders.build import Dtype
 from mm.encoders.fuse import fused, likes_channels_last
 from mm.encoders.preprocess import Preprocessing
-from mm.encoders.quick import quicken
 from mm.errors import CheckpointError, InputError, nearest
+from mm.quick import quicken
 
 Module = TypeVar("Module", bound=nn.Module)
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mm.encoders.pooling import settle_pooling
-from mm.encoders.quick import quicken
 from mm.errors import CheckpointError
+from mm.quick import quicken
 
 if TYPE_CHECKING:
     import torch
