@@ -10,14 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionConfig, SiglipVisionModel
 
+from mm import quick
 from mm.kernels import linear as kernel
-from mm.kernels.linear import Gelu, has_onednn, linear
+from mm.kernels.linear import Gelu, linear
 from mm.quick import LinearGelu, PointwiseGelu, QuickLinear, quicken
 
 
 @pytest.fixture(autouse=True)
-def worth_it_at_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+def worth_it_at_any_size_and_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernel, "_WORTH", 1)
+    monkeypatch.setattr(quick, "has_onednn", lambda: True)
 
 
 def parts(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
@@ -70,7 +72,6 @@ def test_autocast_decides_the_dtype():
         assert linear(x, weight, bias).dtype == torch.bfloat16
 
 
-@pytest.mark.skipif(not has_onednn(), reason="this build of torch has no oneDNN")
 @pytest.mark.parametrize("family", ["clip", "siglip"])
 def test_a_quickened_tower_keeps_its_weights_and_results(family: str):
     small: Any = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -92,7 +93,6 @@ def test_a_quickened_tower_keeps_its_weights_and_results(family: str):
     assert forms == ([] if family == "clip" else ["tanh"] * 3)  # CLIP's activation is QuickGELU; SigLIP pools by an MLP
 
 
-@pytest.mark.skipif(not has_onednn(), reason="this build of torch has no oneDNN")
 def test_an_activation_goes_into_the_layer_before_it():
     torch.manual_seed(0)
     for activation, form in ((nn.GELU(), "none"), (nn.GELU("tanh"), "tanh"), (nn.ReLU(), None)):
@@ -107,7 +107,6 @@ def test_an_activation_goes_into_the_layer_before_it():
         assert isinstance(block[1], nn.ReLU if form is None else nn.Identity) and isinstance(last, QuickLinear)
 
 
-@pytest.mark.skipif(not has_onednn(), reason="this build of torch has no oneDNN")
 def test_a_fastvit_block_lets_its_first_layer_activate():
     import timm
 
