@@ -13,6 +13,7 @@ from mm.kernels.boxes import box_bias, overlaps
 
 _DISTINCT = 0.4  # IoU from which two boxes are taken for one thing
 _SURE = 0.35  # how likely a token has to stand for a thing at all
+_SPREAD = 4.0  # boxes vary by about a quarter of the picture; what is read of them varies by one
 
 
 class Regions(Connector):
@@ -20,8 +21,10 @@ class Regions(Connector):
 
     A detector's regions as what a language model reads are those of Anderson et al., "Bottom-Up and Top-Down Attention"
     (CVPR 2018); as in OWL-ViT a region is a token, with its box and its probability of being a thing. Of overlapping
-    ones the likeliest stays. M = regions + coarse^2; a place that no thing takes holds a learned token. Its `finder` is
-    a trained detection head's (`find_as`): what a decoder reads back cannot teach it.
+    ones the likeliest stays. The box is also added to what is made of a region, by a map of its own: inside the network
+    alone it drowns among the features, and a decoder never learns where things lie. M = regions + coarse^2; a place
+    that no thing takes holds a learned token. Its `finder` is a trained detection head's (`find_as`): what a decoder
+    reads back cannot teach it.
     """
 
     def __init__(self, d_in: int, d_out: int, *, regions: int = 12, coarse: int = 2) -> None:
@@ -29,6 +32,7 @@ class Regions(Connector):
         self.regions, self.coarse = regions, coarse
         self.finder = Finder(d_in).requires_grad_(False)
         self.linear_1, self.linear_2 = nn.Linear(d_in + 5, d_out), nn.Linear(d_out, d_out)
+        self.position = nn.Linear(4, d_out, bias=False)
         self.nothing = nn.Parameter(torch.randn(d_out) * 0.02)
         self.surroundings = nn.Linear(d_in, d_out)
 
@@ -53,7 +57,8 @@ class Regions(Connector):
         row = torch.arange(len(tokens), device=tokens.device)[:, None]
         found = torch.cat([boxes, thing[..., None]], -1)[row, place]
         seen = torch.cat([tokens[row, place], found.to(tokens)], -1)
-        made = self.linear_2(F.gelu(self.linear_1(seen)))
+        lies = self.position(_SPREAD * (found[..., :4] - 0.5).to(tokens))
+        made = self.linear_2(F.gelu(self.linear_1(seen))) + lies
         made = torch.where(there[..., None], made, self.nothing.to(made))
         made = torch.cat([made, self.nothing.to(made).expand(len(made), self.regions - made.shape[1], -1)], 1)
         cells = as_tokens(F.adaptive_avg_pool2d(as_map(tokens, grid), self.coarse))

@@ -57,7 +57,7 @@ class PointwiseGelu(LinearGelu):
 
 
 def quicken(network: nn.Module) -> None:
-    """Replaces layers of an image or text tower or a language model, in place; weights, their names and results stay."""
+    """Replaces layers of a tower or a language model in place; weights, their names and results stay."""
     if not has_onednn():
         return
     for block in list(network.modules()):
