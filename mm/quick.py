@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 from torch import Tensor, nn
@@ -72,8 +73,7 @@ def quicken(network: nn.Module) -> None:
 def _pairs(block: nn.Module) -> Iterator[tuple[str, str]]:
     """The names of a layer and of the activation that alone reads it."""
     if type(block) is nn.Sequential:
-        names = [name for name, _ in block.named_children()]
-        yield from zip(names, names[1:], strict=False)
+        yield from pairwise(name for name, _ in block.named_children())
     elif (kind := f"{type(block).__module__}.{type(block).__name__}") in _ACTIVATIONS:
         yield "fc1", _ACTIVATIONS[kind]
 

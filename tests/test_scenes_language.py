@@ -184,7 +184,8 @@ def test_a_question_in_other_words_names_the_same(drawn: list[Scene]):
 
 def test_several_things_are_asked_for_in_other_words():
     rng = np.random.default_rng(0)
-    assert {"the cats" in reworded("what colour are the cats?", rng) for _ in range(20)} == {True}
+    ways = {reworded("what colour are the cats?", rng) for _ in range(20)}
+    assert len(ways) == 4 and all("the cats" in way for way in ways)
 
 
 def test_in_other_words_where_keeps_who_is_seen_from_whom():

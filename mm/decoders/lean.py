@@ -28,7 +28,7 @@ _STATIC_ROTATIONS = ("default", "linear", "llama3", "yarn")
 
 _COLUMNS = 32  # outputs in a block; wider ones are read more slowly in float32
 _SMALL = 2**14  # elements: a smaller matrix is read at once in any layout
-_WIDE = 2**18  # elements: a smaller matrix is quicker in float32, whose products round to the same
+_WIDE = 2**18  # elements: a smaller matrix is quicker in float32, with what it gives rounded afterwards
 _COPIED_AT_MOST = 2**31  # bytes of weights that are worth a second, faster copy
 
 

@@ -67,7 +67,8 @@ def _of_some(scene: Scene) -> list[Asked]:
     ones, more = ([each for each in counts if (each[1] == "one") == one] for one in (True, False))
     sizes = [each for each in asked if each[1] in SIZES]
     colours = [each for each in asked if each[0].startswith("what colour") and "background" not in each[0]]
-    return [*ones[:1], *more, *_of_several(scene), *sizes, *[*filter(_is_where, asked)][:2], *colours][:_EACH]
+    places = [each for each in asked if each[0].startswith("where")]
+    return [*ones[:1], *more, *_of_several(scene), *sizes, *places[:2], *colours][:_EACH]
 
 
 def _of_several(scene: Scene) -> list[Asked]:
@@ -89,10 +90,6 @@ def _of_all(scene: Scene) -> list[Asked]:
 def _drawn(scene: Scene, draws: int) -> list[Asked]:
     """Its questions; each draw relates other things, and asks for others that are not there."""
     return list(dict.fromkeys(each for draw in range(draws) for each in questions_of(scene, draw)))
-
-
-def _is_where(asked: Asked) -> bool:
-    return asked[0].startswith("where")
 
 
 LESSONS = {

@@ -47,7 +47,7 @@ def mentions(text: str) -> Counter[Mention]:
     return found
 
 
-# Other ways to ask the questions of `questions_of`, with what is named at other places in the sentence.
+# Other ways to ask about a scene, with what is named at other places in the sentence.
 _WORDINGS = {
     r"what colour is (the .+)\?": (
         "what is the colour of {}?", "what colour does {} have?", "what colour is {} in the picture?",
@@ -79,7 +79,11 @@ _WORDINGS = {
 
 
 def reworded(question: str, rng: np.random.Generator) -> str:
-    """A question of `questions_of` in other words, its answer the same."""
+    """A question of `questions_of`, or one for the colour of several things, in other words; its answer is the same.
+
+    Raises:
+        ValueError: it is neither.
+    """
     for form, wordings in _WORDINGS.items():
         if match := re.fullmatch(form, question):
             return wordings[rng.integers(len(wordings))].format(*match.groups())
