@@ -1,8 +1,8 @@
 """A linear layer, with GELU behind it in the same pass, through oneDNN where a processor computes it.
 
-For float32 torch itself takes MKL, which oneDNN outruns on processors that are not Intel's, the more the fewer rows
-there are. In bfloat16 torch takes oneDNN too, and only GELU makes a difference: the widest activation of a block is
-not written and read once more.
+For float32 torch itself takes MKL, which oneDNN outran on the one AMD processor that was tried, the more the fewer
+rows there were; others were not. In bfloat16 torch takes oneDNN too, and only GELU makes a difference: the widest
+activation of a block is not written and read once more.
 """
 
 from __future__ import annotations
