@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from mm.connectors.base import Connector, Grid, as_map, as_tokens
 from mm.kernels.boxes import box_bias, overlaps
 
-_DISTINCT = 0.4  # IoU from which two boxes are taken for one thing
-_SURE = 0.35  # how likely a token has to stand for a thing at all
+_DISTINCT = 0.2  # IoU from which two boxes are taken for one thing
+_SURE = 0.1  # how likely a token has to stand for a thing; the decoder, which reads how likely, may still pass it over
 _SPREAD = 4.0  # boxes vary by about a quarter of the picture; what is read of them varies by one
 
 

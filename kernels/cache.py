@@ -59,6 +59,7 @@ class KVCache:
         self.batch, self.capacity, self.length = batch, capacity, 0
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
+        self._pairs: list[Tensor | None] = []  # of which both are views, where they are of one shape
         self.filled: Tensor | None = None  # bool[B, capacity], False at holes; None while there are none
         self.kept: Any = None  # what a decoder has prepared for this cache
 
@@ -103,6 +104,16 @@ class KVCache:
         k.narrow(2, begin, count).copy_(keys)
         v.narrow(2, begin, count).copy_(values)
         return k.narrow(2, 0, begin + count), v.narrow(2, 0, begin + count)
+
+    def write_both(self, layer: int, both: Tensor) -> tuple[Tensor, Tensor]:
+        """`write` in one copy, for keys and values that lie in one tensor, float[2, B, H, T, Dh]."""
+        if layer == len(self.keys):
+            self._buffers(layer, *both)
+        pair = self._pairs[layer]
+        assert pair is not None
+        stop = self.length + both.shape[3]
+        pair.narrow(3, self.length, both.shape[3]).copy_(both)
+        return self.keys[layer].narrow(2, 0, stop), self.values[layer].narrow(2, 0, stop)
 
     def end(self, count: int) -> None:
         """The announced tokens are written in every layer."""
@@ -164,5 +175,12 @@ class KVCache:
 
     def _buffers(self, layer: int, keys: Tensor, values: Tensor) -> None:
         assert layer == len(self.keys), "layers are written in their order"
-        self.keys.append(keys.new_zeros(self.batch, keys.shape[1], self.capacity, keys.shape[3]))
-        self.values.append(values.new_zeros(self.batch, values.shape[1], self.capacity, values.shape[3]))
+        pair = None
+        if keys.shape == values.shape:
+            pair = keys.new_zeros(2, self.batch, keys.shape[1], self.capacity, keys.shape[3])
+        sides = pair if pair is not None else (
+            side.new_zeros(self.batch, side.shape[1], self.capacity, side.shape[3]) for side in (keys, values)
+        )  # fmt: skip
+        for buffers, made in zip((self.keys, self.values), sides, strict=True):
+            buffers.append(made)
+        self._pairs.append(pair)

@@ -37,6 +37,26 @@ def test_a_fork_is_a_copy_that_is_never_grown_by_concatenation() -> None:
     assert cache.keys[1][:, :, 4:].eq(1).all()
 
 
+def test_both_in_one_copy_are_what_each_is_alone() -> None:
+    alone, together = KVCache(2, 5), KVCache(2, 5)
+    for count in (3, 1):
+        both = torch.randn(2, 2, 4, count, 3)
+        for cache in (alone, together):
+            cache.begin(count, None, CPU)
+        expected, found = alone.write(0, *both), together.write_both(0, both)
+        for mine, theirs in zip(found, expected, strict=True):
+            torch.testing.assert_close(mine, theirs, atol=0, rtol=0)
+        for cache in (alone, together):
+            cache.end(count)
+
+
+def test_keys_and_values_may_differ_in_width() -> None:
+    cache = KVCache(1, 4)
+    cache.begin(2, None, CPU)
+    keys, values = cache.write(0, torch.ones(1, 2, 2, 3), torch.ones(1, 2, 2, 5))
+    assert (keys.shape, values.shape) == ((1, 2, 2, 3), (1, 2, 2, 5))
+
+
 def test_a_full_cache_refuses_and_stays_as_it_is() -> None:
     cache = KVCache.fork([prefix(4)], 5)
     write(cache, 1)

@@ -45,6 +45,20 @@ def test_matrices_side_by_side_equal_their_layers(monkeypatch: pytest.MonkeyPatc
         torch.testing.assert_close(Matrix(*layers)(row, onto=before), before + made)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("bias", [False, True])
+def test_large_narrow_matrices_give_what_torch_gives(
+    monkeypatch: pytest.MonkeyPatch, bias: bool, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(lean, "_WIDE", 1)
+    torch.manual_seed(0)
+    layers = [torch.nn.Linear(192, width, bias=bias).to(dtype) for width in (256, 64)]
+    row = torch.randn(192).to(dtype)
+    with torch.inference_mode():
+        made = torch.cat([layer(row[None, None])[0, 0] for layer in layers])
+        assert torch.equal(Matrix(*layers)(row), made)
+
+
 @pytest.mark.parametrize("small", [1, 2**18], ids=["in blocks", "in rows"])
 @pytest.mark.parametrize("width", [64, 50], ids=["whole blocks", "padded blocks"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

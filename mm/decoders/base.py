@@ -43,6 +43,11 @@ class Decoder(nn.Module, ABC):
         """How many tokens fit, pictures included."""
         return context_of(self.lm.config)
 
+    @cached_property
+    def table(self) -> Any:
+        """The language model's token embeddings; to find them takes longer than to use them."""
+        return self.lm.get_input_embeddings()
+
     @property
     def ends(self) -> frozenset[int]:
         """The tokens that end an answer."""
@@ -53,8 +58,7 @@ class Decoder(nn.Module, ABC):
 
     def embed(self, ids: Tensor) -> Tensor:
         """int64[B, T] -> float[B, T, D]."""
-        table = self.lm.get_input_embeddings()
-        return table(ids.to(table.weight.device))
+        return self.table(ids.to(self.table.weight.device))
 
     @abstractmethod
     def start(self, batch: int, capacity: int) -> Any:
@@ -93,7 +97,7 @@ class Decoder(nn.Module, ABC):
             capacity = (past.length if past is not None else 0) + embeds.shape[1]
             cache = self.start(len(embeds), capacity) if past is None else self.fork([past], capacity)
         self._check_room(cache, embeds.shape[1])
-        logits = self._read(embeds.to(self.lm.get_input_embeddings().weight.dtype), cache, lengths, keep or 1).float()
+        logits = self._read(embeds.to(self.table.weight.dtype), cache, lengths, keep or 1).float()
         return logits if keep else logits[:, -1], cache.prefix() if fresh else cache
 
     @abstractmethod

@@ -4,14 +4,14 @@ transformers spends most of a small model's token on masks, cache objects and ho
 tensor operations a layer. In float32 the norms and sums of a single row are part of the products beside them; in
 bfloat16 all is rounded where the library's modules round.
 
-One row times a matrix is bound by reading the matrix. On a CPU the common routines read a row-major matrix at about
-half the speed of memory; laid out in blocks of some outputs it comes near to it (`Matrix`). Queries that share a key
-are rows of one head for the attention, which reads each key once then; in bfloat16 that is several times faster.
+One row times a matrix is bound by reading the matrix. In float32, on a CPU, the common routines read a row-major
+matrix at about half the speed of memory; laid out in blocks of some outputs it comes near to it (`Matrix`). Large
+matrices of the narrow dtypes are left to torch, whose sums transformers gives to the bit. Queries that share a key are
+rows of one head for the attention, which reads each key once then; in bfloat16 that is several times faster.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -36,18 +36,19 @@ class Matrix:
     """The weights of one or more linear layers with the same input, side by side, for a row at a time.
 
     norm: float[K], the weight of the norm in front, which becomes part of the matrix. weight: float[width, K], or a
-    large matrix in `count` blocks, float[count, K, columns].
+    large float32 matrix in `count` blocks, float[count, K, columns].
     """
 
     def __init__(self, *layers: nn.Linear, norm: Tensor | None = None) -> None:
         weights: list[Tensor] = [layer.weight for layer in layers]
         biases: list[Tensor] = [layer.bias for layer in layers if layer.bias is not None]
-        weight = torch.cat(weights) if norm is None else torch.cat(weights) * norm
-        self.bias = torch.cat(biases) if biases else None
+        weight = torch.cat(weights) if len(weights) > 1 else weights[0]
+        weight = weight if norm is None else weight * norm
         self.width, self.dtype, self.count = len(weight), weight.dtype, 0
         self.weight = weight.float() if weight.dtype in _NARROW and weight.numel() < _WIDE else weight
+        self.bias = torch.cat(biases).to(self.weight.dtype) if biases else None
         self.same = self.weight.dtype == self.dtype
-        if weight.numel() >= _SMALL:
+        if self.weight.dtype == torch.float32 and weight.numel() >= _SMALL:
             padded = F.pad(self.weight, (0, 0, 0, -self.width % _COLUMNS))
             self.weight = padded.unflatten(0, (-1, _COLUMNS)).transpose(1, 2).contiguous()
             self.count = len(self.weight)
@@ -60,14 +61,14 @@ class Matrix:
             start = self.nothing if onto is None else onto.view(self.count, 1, -1)
             made = torch.baddbmm(start, row.expand(self.count, 1, -1), self.weight, alpha=scale).view(-1)
             return made if self.bias is None else made + self.bias
+        row = row if scale == 1.0 else row * scale
         row = row if self.same else row.float()
         if self.count:
             made = torch.bmm(row.expand(self.count, 1, -1), self.weight).view(-1)[: self.width]
+            made = made if self.bias is None else made + self.bias
         else:
-            made = F.linear(row, self.weight)
-        made = made if scale == 1.0 else made * scale
+            made = F.linear(row, self.weight, self.bias)
         made = made if self.same else made.to(self.dtype)
-        made = made if self.bias is None else made + self.bias
         return made if onto is None else onto + made
 
 
@@ -114,36 +115,46 @@ class _SingleRow:
         self.before, self.between = _RowNorm(layer.before), _RowNorm(layer.between)
         self.qkv, self.out = Matrix(*layer.qkv, norm=self.before.into), Matrix(layer.out)
         self.gate_up, self.down = Matrix(*layer.gate_up, norm=self.between.into), Matrix(layer.down)
-        self.act = F.silu if isinstance(layer.act, nn.SiLU) else layer.act
-        self.width, self.heads, self.both = layer.head_width, layer.heads, layer.heads + layer.shared
-        self.queries_and_keys, self.keys_and_values = (self.heads, layer.shared), (self.both, layer.shared)
-        self.grouped = (1, layer.shared, -1, self.width)
+        self.act = F.silu if type(layer.act).__name__ in ("SiLU", "SiLUActivation") else layer.act
+        self.width, self.split = layer.head_width, (layer.heads, 2 * layer.shared)
+        self.parts = (layer.heads, layer.shared, layer.shared)
+        self.grouped, self.stored = (1, layer.shared, -1, self.width), (2, 1, layer.shared, 1, self.width)
 
     def __call__(self, x: Tensor, index: int, cache: KVCache, cos: Tensor, sin: Tensor) -> Tensor:
-        """x: float[D]; cos, sin: [1, Dh]."""
-        mixed = self.qkv(*self.before(x)).view(1, -1, 1, self.width)
-        turned, value = torch.split_with_sizes(mixed, self.keys_and_values, 1)
+        """x: float[D]; cos, sin: [H + 2 Hk, Dh], which leave values as they are."""
+        mixed = self.qkv(*self.before(x)).view(-1, self.width)
         if self.norms:
-            query, key = self.norms
-            turned = torch.cat((_rms(turned[:, : self.heads], query), _rms(turned[:, self.heads :], key)), 1)
-        turned = turned * cos + turned.roll(self.width // 2, -1) * sin
-        query, key = torch.split_with_sizes(turned, self.queries_and_keys, 1)
-        keys, values = cache.write(index, key, value)
+            query, key, value = torch.split_with_sizes(mixed, self.parts)
+            mixed = torch.cat((_rms(query, self.norms[0]), _rms(key, self.norms[1]), value))
+        turned = mixed * cos + mixed.roll(self.width // 2, -1) * sin
+        query, both = torch.split_with_sizes(turned, self.split)
+        keys, values = cache.write_both(index, both.view(self.stored))
         found = F.scaled_dot_product_attention(query.reshape(self.grouped), keys, values, scale=self.scale)
         x = self.out(found.reshape(-1), onto=x)
         gate, up = self.gate_up(*self.between(x)).chunk(2)
         return self.down(self.act(gate) * up, onto=x)
 
 
-@dataclass
-class _Kept:
-    """What a cache needs beside its tokens: cosines and signed sines [capacity, 1, Dh], and the single-row layers."""
+_Rows = tuple[list[_SingleRow], _RowNorm, Matrix]  # the layers for a single row, and what follows them
 
-    cos: Tensor
-    sin: Tensor
-    rows: list[_SingleRow] | None
-    last: _RowNorm | None
-    head: Matrix | None
+
+class _Kept:
+    """What a cache needs beside its tokens.
+
+    turns: float[capacity, 2, 1, Dh], cosine and signed sine of each place. turned, straight: how many rows of a
+    token's queries, keys and values are rotated, and how many are not.
+    """
+
+    def __init__(self, turns: Tensor, rows: _Rows | None, turned: int, straight: int) -> None:
+        self.turns, self.rows = turns, rows
+        one, zero = turns.new_ones(straight, turns.shape[-1]), turns.new_zeros(straight, turns.shape[-1])
+        self._turn = torch.stack([F.pad(side, (0, 0, turned, 0)) for side in (one, zero)])
+        self._rotated = self._turn[:, :turned]
+
+    def at(self, place: int) -> tuple[Tensor, Tensor]:
+        """float[H + 2 Hk, Dh] each, of one place; valid until the next call."""
+        self._rotated.copy_(self.turns[place])
+        return self._turn[0], self._turn[1]
 
 
 class LeanLlama:
@@ -152,7 +163,7 @@ class LeanLlama:
     def __init__(self, lm: Any) -> None:
         self.lm = lm
         self.layers = [_Layer(module) for module in lm.model.layers]
-        self._rows: tuple[Any, list[_SingleRow], _RowNorm, Matrix] | None = None
+        self._rows: tuple[Any, _Rows] | None = None
 
     @staticmethod
     def fits(lm: Any) -> bool:
@@ -190,28 +201,30 @@ class LeanLlama:
         return _through(self.lm.lm_head, last)
 
     def _single(self, x: Tensor, cache: KVCache) -> Tensor:
-        kept, place = cache.kept, cache.length
-        cos, sin = kept.cos[place], kept.sin[place]
-        for index, layer in enumerate(kept.rows):
+        layers, last, head = cache.kept.rows
+        cos, sin = cache.kept.at(cache.length)
+        for index, layer in enumerate(layers):
             x = layer(x, index, cache, cos, sin)
-        return kept.head(*kept.last(x))
+        return head(*last(x))
 
     def _turns(self, cache: KVCache, count: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and signed sines for the announced tokens: [count, 1, Dh], or [B, count, 1, Dh] with holes."""
-        cos, sin = cache.kept.cos, cache.kept.sin
+        turns = cache.kept.turns
         if cache.filled is None:
-            return cos[cache.length : cache.length + count], sin[cache.length : cache.length + count]
-        places = cache.positions(count, like.device)
-        return cos[places], sin[places]
+            turns = turns[cache.length : cache.length + count]
+        else:
+            turns = turns[cache.positions(count, like.device)]
+        return turns[..., 0, :, :], turns[..., 1, :, :]
 
     def _kept(self, cache: KVCache, like: Tensor) -> _Kept:
         cos, sin = self.lm.model.rotary_emb(like, torch.arange(cache.capacity, device=like.device)[None])
         half = sin.shape[-1] // 2
         sin = torch.cat((-sin[..., :half], sin[..., half:]), -1)
         rows = self._prepared() if cache.batch == 1 and cache.filled is None and like.device.type == "cpu" else None
-        return _Kept(cos[0, :, None], sin[0, :, None], *(rows or (None, None, None)))
+        first = self.layers[0]
+        return _Kept(torch.stack((cos[0], sin[0]), 1)[:, :, None], rows, first.heads + first.shared, first.shared)
 
-    def _prepared(self) -> tuple[list[_SingleRow], _RowNorm, Matrix] | None:
+    def _prepared(self) -> _Rows | None:
         """The layers for single rows, made again when a weight has changed; None where they cost too much memory."""
         linears = [linear for layer in self.layers for linear in layer.linears] + [self.lm.lm_head]
         norms = [norm for layer in self.layers for norm in (layer.before, layer.between)] + [self.lm.model.norm]
@@ -223,8 +236,8 @@ class LeanLlama:
             if sum(p.numel() * p.element_size() for p in given) > _COPIED_AT_MOST:
                 return None
             rows, last = [_SingleRow(layer) for layer in self.layers], _RowNorm(norms[-1])
-            made = self._rows = stamp, rows, last, Matrix(self.lm.lm_head, norm=last.into)
-        return made[1:]
+            made = self._rows = stamp, (rows, last, Matrix(self.lm.lm_head, norm=last.into))
+        return made[1]
 
 
 def _through(layer: nn.Linear, x: Tensor) -> Tensor:
