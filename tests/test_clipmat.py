@@ -15,6 +15,7 @@ from mm.recipes.matting import classes_of, config_for, laplacian, matte_losses
 SMALL = ClipMatConfig(
     width=12, text_width=10, embedding=8, dim=16, heads=2, context=3, template="the {}",
     layers=(0, 1), layer_widths=(6, 7), detail_widths=(4, 6, 8), semantic_widths=(6, 8), guided=False,
+    refine_widths=(),
 )  # fmt: skip
 
 
@@ -164,6 +165,20 @@ def test_the_true_matte_costs_next_to_nothing_and_a_wrong_one_much() -> None:
     wrong = matte_losses(MatteLogits(classes, -logit), alpha, front, picture)
     assert wrong["detail"] > 0.05 and wrong["whole"] > 0.02 and wrong["blend"] > 0.005
     assert wrong["classes"] == pytest.approx(right["classes"].item())
+
+
+def test_a_head_with_a_refiner_answers_with_its_alpha_and_learns_it() -> None:
+    torch.manual_seed(3)
+    refined = ClipMatHead(**vars(replace(SMALL, refine_widths=(4, 5, 6)))).train()
+    pixels, image = scene()
+    out = refined(pixels, image, words(), torch.tensor([0, 1, 1]))
+    assert out.refined is not None and out.alpha() is out.refined
+    torch.testing.assert_close(out.alpha(), out.fused(), atol=0.003, rtol=0)  # so it begins
+    alpha = torch.rand(3, 34, 56)
+    terms = matte_losses(out, alpha, torch.full((3, 3, 34, 56), 9.0), 128 + 30 * pixels[torch.tensor([0, 1, 1])])
+    terms["refined"].backward()
+    assert refined.refiner is not None and refined.refiner.out.weight.grad is not None
+    assert refined.refiner.out.weight.grad.abs().sum() > 0
 
 
 def test_an_empty_truth_has_finite_losses() -> None:

@@ -106,6 +106,7 @@ def _clipmat(head: Any) -> dict[str, Any]:
         "detail_widths": tuple(block[0].out_channels for block in head.details.blocks),
         "semantic_widths": tuple(step.reduce.out_channels for step in head.semantic_steps),
         "guided": head.guided,
+        "refine_widths": () if head.refiner is None else head.refiner.widths,
     }
 
 

@@ -3,15 +3,16 @@
 Li, Zhang and Tao, "Referring Image Matting" (CVPR 2023, arXiv 2206.05149), sections 4.1 to 4.3, describe it; neither
 code nor weights were ever released, so this is our own network from that description, and no published checkpoint
 fits it. Its parts keep the paper's names: context prompt, text-driven semantic pop-up, multi-level details extractor.
-Four things are ours, so that a small network learns quickly: the pop-up keeps the vision tokens beside what the text
-adds to them, the text also modulates each decoder step (FiLM), the pooled embedding is one more text token, and a
-`guided` head reads where the model's segmentation sees the thing, so that it learns edges and not places.
+Five things are ours, so that a small network learns quickly: the pop-up keeps the vision tokens beside what the text
+adds to them, the text also modulates each decoder step (FiLM), the pooled embedding is one more text token, a `guided`
+head reads where the model's segmentation sees the thing, so that it learns edges and not places, and the fused alpha is
+refined by the colours around each pixel (`mm.heads.refiner`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from mm.encoders.base import ImageFeatures, TextFeatures
 from mm.heads.clipseg_style import Film
+from mm.heads.refiner import Refiner, block
 
 _SURE = 6.0  # a segmentation's logits beyond it say no more
 
@@ -30,7 +32,8 @@ class ClipMatConfig:
     dim: of the pop-up. context: learnable vectors behind the text. template: what a label is put into, with one {}.
     layer_widths: of the earlier maps that the details extractor reads, finest first; detail_widths: of the decoder
     at the pixels and at each of those maps; semantic_widths: of the other decoder, at the two coarsest maps.
-    guided: every decoder step also reads the logits of the model's segmentation.
+    guided: every decoder step also reads the logits of the model's segmentation. refine_widths: of the refiner, at the
+    pixels, at half and at a quarter of them; none: the fused alpha is the last.
     """
 
     width: int
@@ -45,20 +48,27 @@ class ClipMatConfig:
     detail_widths: tuple[int, ...]
     semantic_widths: tuple[int, int]
     guided: bool
+    refine_widths: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class MatteLogits:
-    """semantic: float[Q, 3, h, w], background, unknown, foreground; detail: float[Q, H, W] at the pixels."""
+    """semantic: float[Q, 3, h, w], background, unknown, foreground; detail: float[Q, H, W] at the pixels; refined:
+    float32[Q, H, W], the alpha of a head with a refiner."""
 
     semantic: Tensor
     detail: Tensor
+    refined: Tensor | None = None
 
     def classes(self) -> Tensor:
         """float32[Q, 3, H, W]: the semantic logits at the pixels."""
         return F.interpolate(self.semantic.float(), self.detail.shape[-2:], mode="bilinear", align_corners=False)
 
     def alpha(self) -> Tensor:
+        """float32[Q, H, W] in 0..1: the refined alpha, or else the fused one."""
+        return self.fused() if self.refined is None else self.refined
+
+    def fused(self) -> Tensor:
         """float32[Q, H, W] in 0..1: the details where unknown, 1 where foreground.
 
         As the authors' fusion (GFM, "Bridging Composite and Real", IJCV 2022), with the probabilities in the place of
@@ -105,12 +115,6 @@ class PopUp(nn.Module):
         return x + self.mlp(x)
 
 
-def _block(inside: int, outside: int, kernel: int = 3) -> nn.Sequential:
-    """Conv, BN, ReLU."""
-    conv = nn.Conv2d(inside, outside, kernel, padding=kernel // 2, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(outside), nn.ReLU(inplace=True))
-
-
 class DetailsExtractor(nn.Module):
     """Multi-level details: at each step an earlier map beside the picture pooled to its size (section 4.3)."""
 
@@ -119,20 +123,20 @@ class DetailsExtractor(nn.Module):
         self.layers = tuple(layers)
         self.norms = nn.ModuleList(nn.LayerNorm(width) for width in layer_widths)
         # An earlier map has looked around itself already; only the pixels have not.
-        blocks = [_block(3, widths[0]), *(_block(w + 3, o, 1) for w, o in zip(layer_widths, widths[1:], strict=True))]
+        blocks = [block(3, widths[0]), *(block(w + 3, o, 1) for w, o in zip(layer_widths, widths[1:], strict=True))]
         self.blocks = nn.ModuleList(blocks)
 
     def forward(self, pixels: Tensor, image: ImageFeatures) -> list[Tensor]:
         """float[B, C_i, H / 2^i, W / 2^i] for i = 0, 1, …, sides rounded up."""
         maps = [self.blocks[0](pixels)]
         size = pixels.shape[-2:]
-        for layer, norm, block in zip(self.layers, self.norms, self.blocks[1:], strict=True):
+        for layer, norm, mix in zip(self.layers, self.norms, self.blocks[1:], strict=True):
             size = (-(-size[0] // 2), -(-size[1] // 2))
             earlier = norm(image.layers[layer]).transpose(1, 2).unflatten(2, image.layer_grids[layer])
             if earlier.shape[-2:] != size:
                 earlier = F.interpolate(earlier, size, mode="bilinear", align_corners=False)
             small = F.adaptive_avg_pool2d(pixels, size)
-            maps.append(block(torch.cat([earlier, small.to(earlier.dtype)], 1)))
+            maps.append(mix(torch.cat([earlier, small.to(earlier.dtype)], 1)))
         return maps
 
 
@@ -143,7 +147,7 @@ class _Step(nn.Module):
         super().__init__()
         self.guide = nn.Conv2d(1, channels, 1) if guided else None
         self.reduce, self.detail = nn.Conv2d(above, channels, 1), nn.Conv2d(detail, channels, 1)
-        self.film, self.block = Film(embedding, channels), _block(channels, channels)
+        self.film, self.block = Film(embedding, channels), block(channels, channels)
 
     def forward(self, above: Tensor, detail: Tensor, text: Tensor, owner: Tensor, guide: Tensor | None) -> Tensor:
         size = detail.shape[-2:]
@@ -161,7 +165,7 @@ class ClipMatHead(nn.Module):
     def __init__(
         self, *, width: int, text_width: int, embedding: int, dim: int, heads: int, context: int, template: str,
         layers: Sequence[int], layer_widths: Sequence[int], detail_widths: Sequence[int],
-        semantic_widths: Sequence[int], guided: bool,
+        semantic_widths: Sequence[int], guided: bool, refine_widths: Sequence[int],
     ) -> None:  # fmt: skip
         super().__init__()
         self.template, self.guided = template, guided
@@ -172,7 +176,8 @@ class ClipMatHead(nn.Module):
         self.detail_steps = self._steps(dim, detail_widths, detail_widths, embedding, guided)
         self.semantic_out = nn.Conv2d(semantic_widths[0], 3, 1)
         last = detail_widths[0]
-        self.detail_out = nn.Sequential(_block(last, last), nn.Conv2d(last, 1, 3, padding=1))
+        self.detail_out = nn.Sequential(block(last, last), nn.Conv2d(last, 1, 3, padding=1))
+        self.refiner = Refiner(2 + guided + last, refine_widths) if refine_widths else None
         assert self.semantic_out.bias is not None
         with torch.no_grad():
             self.semantic_out.bias[0] += 2.0  # most of a picture is not what is asked for
@@ -211,7 +216,17 @@ class ClipMatHead(nn.Module):
         details = self.details(pixels, image)
         semantic = self._decode(self.semantic_steps, coarse, details[-2:], pooled, owner, guide)
         fine = self._decode(self.detail_steps, coarse, details, pooled, owner, guide)
-        return MatteLogits(self.semantic_out(semantic), self.detail_out(fine)[:, 0])
+        out = MatteLogits(self.semantic_out(semantic), self.detail_out(fine)[:, 0])
+        return out if self.refiner is None else self._refined(self.refiner, out, pixels[owner], fine, guide)
+
+    @staticmethod
+    def _refined(
+        refiner: nn.Module, out: MatteLogits, pixels: Tensor, fine: Tensor, guide: Tensor | None
+    ) -> MatteLogits:
+        beside = [out.classes().softmax(1)[:, 1:]]
+        if guide is not None:
+            beside.append(F.interpolate(guide.float(), pixels.shape[-2:], mode="bilinear", align_corners=False))
+        return replace(out, refined=refiner(pixels, out.fused(), torch.cat(beside, 1), fine))
 
     @staticmethod
     def _decode(

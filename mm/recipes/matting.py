@@ -33,6 +33,7 @@ from mm.zoo import EMBEDDED
 _BAND = 3  # pixels on either side of what is neither nothing nor all that count as unknown
 _LEVELS = 5  # of the Laplacian pyramid
 _DETAIL_WIDTHS = (16, 24, 32, 48)
+_REFINE_WIDTHS = (24, 48, 64)
 _SHIFT = 2 * 10**7  # so that no other stage has seen the scenes
 
 
@@ -48,13 +49,14 @@ def classes_of(alpha: Tensor, band: int = _BAND) -> Tensor:
 
 
 def matte_losses(out: MatteLogits, alpha: Tensor, foreground: Tensor, pixels: Tensor) -> dict[str, Tensor]:
-    """The terms of CLIPMat, a quarter each, in the form of the authors' GFM.
+    """The terms of CLIPMat, a quarter each, in the form of the authors' GFM, and that of the refined alpha.
 
     alpha: float32[Q, H, W]; foreground, pixels: float32[Q, 3, H, W] in 0..255, the picture of each question.
     classes: cross-entropy of the trimap. detail: L1 and Laplacian of the details where unknown. whole: the same of the
-    fused alpha everywhere. blend: how far the picture, blended anew, is from the picture.
+    fused alpha everywhere. blend: how far the picture, blended anew, is from the picture. refined, where there is one:
+    L1, which counts most, and Laplacian.
     """
-    truth, found = classes_of(alpha), out.alpha()
+    truth, found = classes_of(alpha), out.fused()
     unknown = (truth == 1).float()
     everywhere = torch.ones_like(unknown)
     detail = out.detail.float().sigmoid()
@@ -64,7 +66,10 @@ def matte_losses(out: MatteLogits, alpha: Tensor, foreground: Tensor, pixels: Te
         "whole": _l1(found, alpha, everywhere) + laplacian(found, alpha),
         "blend": _blend(found, alpha, foreground, pixels),
     }
-    return {name: 0.25 * term for name, term in terms.items()}
+    terms = {name: 0.25 * term for name, term in terms.items()}
+    if out.refined is not None:
+        terms["refined"] = 3 * _l1(out.refined, alpha, everywhere) + laplacian(out.refined, alpha)
+    return terms
 
 
 def _l1(found: Tensor, truth: Tensor, where: Tensor) -> Tensor:
@@ -106,6 +111,7 @@ def config_for(joined: Joined, *, guided: bool = False) -> ClipMatConfig:
         width=spec.width, text_width=text.tokens.shape[-1], embedding=spec.embedding, dim=96, heads=4, context=8,
         template=template, layers=layers, layer_widths=tuple(image.layers[i].shape[-1] for i in layers),
         detail_widths=_DETAIL_WIDTHS[: len(layers) + 1], semantic_widths=(48, 64), guided=guided,
+        refine_widths=_REFINE_WIDTHS,
     )  # fmt: skip
 
 
