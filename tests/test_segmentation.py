@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from mm.errors import InputError, ResourceLimitError
 from mm.types import Matte, Segment, Segmentation, result_from_dict
@@ -117,6 +118,15 @@ def test_a_matte_goes_over_colours_and_pictures():
     ):
         with pytest.raises(InputError, match=message):
             matte.over(background)
+
+
+def test_a_tall_matte_is_blended_like_each_of_its_rows():
+    chance = np.random.default_rng(0)
+    alpha, colours, behind = chance.random((700, 4)), *(chance.integers(0, 256, (700, 4, 3), np.uint8) for _ in "ab")
+    over = np.asarray(Matte(alpha, colours).over(Image.fromarray(behind)))
+    for row in (0, 255, 256, 699):
+        one = Matte(alpha[row : row + 1], colours[row : row + 1]).over(Image.fromarray(behind[row : row + 1]))
+        np.testing.assert_array_equal(over[row], np.asarray(one)[0])
 
 
 def test_a_matte_is_checked():

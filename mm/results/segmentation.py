@@ -18,6 +18,8 @@ from mm.results.base import UNKNOWN, Colors, Listed, Result, Source
 from mm.results.fields import bools, bytes_of, floats, same_length, size, texts, wrong
 from mm.results.packing import decode_rles, encode_rle, pack, unpack
 
+_BAND = 256  # rows that are blended at once, since floats take many times the room of the picture
+
 
 class Segment(NamedTuple):
     """One entry of a `Segmentation`."""
@@ -194,10 +196,13 @@ class Matte(Result):
         """RGB on `background`: a colour (r, g, b), or a picture of the same size."""
         from mm.results.draw import backdrop
 
-        behind = backdrop(background, self).astype(np.float32)
-        alpha = self.alpha[..., None]
-        mixed = alpha * self.foreground + (1 - alpha) * behind
-        return Image.fromarray(np.round(mixed).astype(np.uint8))
+        behind = backdrop(background, self)
+        mixed = np.empty_like(self.foreground)
+        for top in range(0, len(mixed), _BAND):
+            rows = slice(top, top + _BAND)
+            alpha = self.alpha[rows, :, None]
+            mixed[rows] = np.round(alpha * self.foreground[rows] + (1 - alpha) * behind[rows])
+        return Image.fromarray(mixed)
 
     def plot(self, image: Any = None) -> Image.Image:
         """RGB on a checkerboard. The matte holds its own colours; `image` is only checked for its size."""
