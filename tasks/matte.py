@@ -22,6 +22,7 @@ from mm.joined import Joined
 from mm.labels import check_text
 from mm.limits import DEFAULT_LIMITS, Limits
 from mm.pictures.foreground import foreground_of
+from mm.pictures.upsampling import along_colours
 from mm.tasks.each import Model, OnError, cut_warnings, each, source
 from mm.tasks.segment import segment
 from mm.types import Matte
@@ -47,10 +48,11 @@ def matte(
 
     Everything the label names is one subject; where nothing fits it, alpha is about 0 everywhere.
 
-    method: `clipmat` asks the model's own matting head, which reads the words and the pixels; its edges are as fine
-    as the model's input. `trimap` goes from coarse to fine, for photographs: a segmentation finds the subject, what it
-    doubts becomes the unknown of a trimap, and a ViTMatte checkpoint settles that at the picture's full size. The model
-    `photo` always takes this way, with a checkpoint of its own where `matter` gives none.
+    method: `clipmat` asks the model's own matting head, which reads the words and the pixels; from the size of the
+    model's input to that of the picture its alpha follows the picture's colours. `trimap` goes from coarse to fine,
+    for photographs: a segmentation finds the subject, what it doubts becomes the unknown of a trimap, and a ViTMatte
+    checkpoint settles that at the picture's full size. The model `photo` always takes this way, with a checkpoint of
+    its own where `matter` gives none.
     segmenter: the model of the segmentation, of `trimap` alone; None: `model`.
     matter: the ViTMatte checkpoint, of `trimap` alone: a folder, a hub id, or one that `load_vitmatte` gave.
     tile: pixels; `trimap` reads a larger picture in overlapping squares of this side, a multiple of 32.
@@ -108,7 +110,8 @@ def _by_head(label: str, segmenter: Model | None, matter: str | os.PathLike[str]
         segmenter = joined.need("segmenter") if head.guided else None
         assert segmenter is None or isinstance(segmenter, nn.Module)
         logits = head(pixels, encoded.features, text, owner, head.guide(segmenter, encoded.features, text, owner))
-        alpha = encoded.geometry.masks_to_original(logits.alpha().cpu().numpy())[0]
+        small = joined.spec.preprocessing.coloured(pixels[0])
+        alpha = along_colours(logits.alpha()[0], small, picture.pixels, encoded.geometry)
         return _matte(picture, alpha, source(joined, encoded, cut_warnings([label], text.cut)))
 
     return one

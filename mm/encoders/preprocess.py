@@ -66,6 +66,11 @@ class Preprocessing:
         shift = torch.tensor([-m / s for m, s in zip(self.mean, self.std, strict=True)])[:, None, None]
         return torch.addcmul(shift, tensor, scale)
 
+    def coloured(self, pixels: Tensor) -> Tensor:
+        """Back again: float[…, 3, h, w], normalised -> float32, RGB in 0..1."""
+        mean, std = (torch.tensor(value, device=pixels.device)[:, None, None] for value in (self.mean, self.std))
+        return pixels.float() * std + mean
+
     def to_dict(self) -> dict[str, Any]:
         """What `result.source` says of the preprocessing; fields that do not apply are left out."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self).items() if v is not None}
