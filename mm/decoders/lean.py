@@ -6,8 +6,9 @@ bfloat16 all is rounded where the library's modules round.
 
 One row times a matrix is bound by reading the matrix. In float32, on a CPU, the common routines read a row-major
 matrix at about half the speed of memory; laid out in blocks of some outputs it comes near to it (`Matrix`). Large
-matrices of the narrow dtypes are left to torch, whose sums transformers gives to the bit. Queries that share a key are
-rows of one head for the attention, which reads each key once then; in bfloat16 that is several times faster.
+matrices of the narrow dtypes, all but the last, are left to torch: the smallest difference in a layer's sums would grow
+to other words than transformers finds. Queries that share a key are rows of one head for the attention, which reads
+each key once then; in bfloat16 that is several times faster.
 """
 
 from __future__ import annotations
@@ -35,11 +36,12 @@ _COPIED_AT_MOST = 2**31  # bytes of weights that are worth a second, faster copy
 class Matrix:
     """The weights of one or more linear layers with the same input, side by side, for a row at a time.
 
-    norm: float[K], the weight of the norm in front, which becomes part of the matrix. weight: float[width, K], or a
-    large float32 matrix in `count` blocks, float[count, K, columns].
+    norm: float[K], the weight of the norm in front, which becomes part of the matrix. last: nothing is computed from
+    what it gives, so that in bfloat16 too it may differ from torch's in the last bit. weight: float[width, K], or a
+    large matrix in `count` blocks, float[count, K, columns].
     """
 
-    def __init__(self, *layers: nn.Linear, norm: Tensor | None = None) -> None:
+    def __init__(self, *layers: nn.Linear, norm: Tensor | None = None, last: bool = False) -> None:
         weights: list[Tensor] = [layer.weight for layer in layers]
         biases: list[Tensor] = [layer.bias for layer in layers if layer.bias is not None]
         weight = torch.cat(weights) if len(weights) > 1 else weights[0]
@@ -48,7 +50,8 @@ class Matrix:
         self.weight = weight.float() if weight.dtype in _NARROW and weight.numel() < _WIDE else weight
         self.bias = torch.cat(biases).to(self.weight.dtype) if biases else None
         self.same = self.weight.dtype == self.dtype
-        if self.weight.dtype == torch.float32 and weight.numel() >= _SMALL:
+        quick = (torch.float32, torch.bfloat16) if last else (torch.float32,)
+        if self.weight.dtype in quick and weight.numel() >= _SMALL:
             padded = F.pad(self.weight, (0, 0, 0, -self.width % _COLUMNS))
             self.weight = padded.unflatten(0, (-1, _COLUMNS)).transpose(1, 2).contiguous()
             self.count = len(self.weight)
@@ -236,7 +239,7 @@ class LeanLlama:
             if sum(p.numel() * p.element_size() for p in given) > _COPIED_AT_MOST:
                 return None
             rows, last = [_SingleRow(layer) for layer in self.layers], _RowNorm(norms[-1])
-            made = self._rows = stamp, (rows, last, Matrix(self.lm.lm_head, norm=last.into))
+            made = self._rows = stamp, (rows, last, Matrix(self.lm.lm_head, norm=last.into, last=True))
         return made[1]
 
 
