@@ -37,9 +37,11 @@ def test_a_hard_guess_comes_out_soft() -> None:
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0])
-def test_a_picture_of_one_kind_has_finite_colours(value: float) -> None:
-    maps = colour_maps(torch.full((1, 3, 9, 14), 0.2), torch.full((1, 1, 9, 14), value))
-    assert maps.isfinite().all()
+def test_a_picture_of_one_kind_has_finite_colours_and_slopes(value: float) -> None:
+    alpha = torch.full((1, 1, 9, 14), value, requires_grad=True)
+    maps = colour_maps(torch.full((1, 3, 9, 14), 0.25), alpha)
+    maps.sum().backward()
+    assert maps.isfinite().all() and alpha.grad is not None and alpha.grad.isfinite().all()
 
 
 def test_a_new_refiner_gives_what_it_is_given() -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -64,6 +65,11 @@ class MatteLogits:
         """float32[Q, 3, H, W]: the semantic logits at the pixels."""
         return F.interpolate(self.semantic.float(), self.detail.shape[-2:], mode="bilinear", align_corners=False)
 
+    @cached_property
+    def shares(self) -> Tensor:
+        """float32[Q, 3, H, W]: their probabilities."""
+        return self.classes().softmax(1)
+
     def alpha(self) -> Tensor:
         """float32[Q, H, W] in 0..1: the refined alpha, or else the fused one."""
         return self.fused() if self.refined is None else self.refined
@@ -74,7 +80,7 @@ class MatteLogits:
         As the authors' fusion (GFM, "Bridging Composite and Real", IJCV 2022), with the probabilities in the place of
         the most likely class, so that a doubtful class costs only its share and the loss reaches both decoders.
         """
-        _, unknown, foreground = self.classes().softmax(1).unbind(1)
+        _, unknown, foreground = self.shares.unbind(1)
         return foreground + unknown * self.detail.float().sigmoid()
 
 
@@ -223,7 +229,7 @@ class ClipMatHead(nn.Module):
     def _refined(
         refiner: nn.Module, out: MatteLogits, pixels: Tensor, fine: Tensor, guide: Tensor | None
     ) -> MatteLogits:
-        beside = [out.classes().softmax(1)[:, 1:]]
+        beside = [out.shares[:, 1:]]
         if guide is not None:
             beside.append(F.interpolate(guide.float(), pixels.shape[-2:], mode="bilinear", align_corners=False))
         return replace(out, refined=refiner(pixels, out.fused(), torch.cat(beside, 1), fine))

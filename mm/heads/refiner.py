@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 # Of the map a quarter as fine as the picture: how wide a neighbourhood is, and how much it leans on the one before it.
 _NEIGHBOURHOODS = ((None, 0.002), (9, 0.01), (3, 0.02))
-_QUARTER = 4.0  # normalised pixels divided by it span about one
+_SPAN = 4.0  # normalised pixels divided by it span about one
 _LEAST, _MOST = 0.002, 0.998  # alpha has finite logits in between
 _STEP = 4.0  # how much of a logit one unit of the network's output is
 SHOWN = 16  # channels that `colour_maps` gives
@@ -67,7 +67,7 @@ def colour_maps(pixels: Tensor, alpha: Tensor) -> Tensor:
         apart = front - behind
         length = apart.square().sum(1, keepdim=True)
         best = (((pixels - behind) * apart).sum(1, keepdim=True) / (length + 0.003)).clamp(-0.5, 1.5)
-        left = (pixels - behind - best * apart).square().sum(1, keepdim=True).sqrt()
+        left = ((pixels - behind - best * apart).square().sum(1, keepdim=True) + 1e-12).sqrt()  # 0 has no slope
         maps += [front, behind, best, left]
     return torch.cat(maps, 1)
 
@@ -94,7 +94,7 @@ class Refiner(nn.Module):
     def forward(self, pixels: Tensor, alpha: Tensor, beside: Tensor, fine: Tensor) -> Tensor:
         """pixels: float[Q, 3, H, W], normalised; alpha: float32[Q, H, W]; beside and fine: float[Q, …, H, W], together
         `beside` channels -> float32[Q, H, W] in 0..1."""
-        pixels, given = pixels.float() / _QUARTER, alpha[:, None]
+        pixels, given = pixels.float() / _SPAN, alpha[:, None]
         seen = torch.cat([pixels, given, beside.float(), colour_maps(pixels, given)], 1).to(fine.dtype)
         x = self.enter(torch.cat([seen, fine], 1).contiguous(memory_format=torch.channels_last))
         finer = []
