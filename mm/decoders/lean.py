@@ -30,6 +30,7 @@ _STATIC_ROTATIONS = ("default", "linear", "llama3", "yarn")
 _COLUMNS = 32  # outputs in a block; wider ones are read more slowly in float32
 _SMALL = 2**14  # elements: a smaller matrix is read at once in any layout
 _WIDE = 2**18  # elements: a smaller matrix is quicker in float32, with what it gives rounded afterwards
+_FEWEST = 4  # rows that are summed in the order in which many are; fewer are not always
 _COPIED_AT_MOST = 2**31  # bytes of weights that are worth a second, faster copy
 
 
@@ -55,7 +56,8 @@ class Matrix:
             padded = F.pad(self.weight, (0, 0, 0, -self.width % _COLUMNS))
             self.weight = padded.unflatten(0, (-1, _COLUMNS)).transpose(1, 2).contiguous()
             self.count = len(self.weight)
-        self.adds = self.dtype == torch.float32 and self.width == self.count * _COLUMNS
+        self.full = self.width == self.count * _COLUMNS
+        self.adds = self.full and self.dtype == torch.float32
         self.nothing = self.weight.new_zeros(1, 1, 1)
 
     def __call__(self, row: Tensor, scale: float = 1.0, onto: Tensor | None = None) -> Tensor:
@@ -67,7 +69,8 @@ class Matrix:
         row = row if scale == 1.0 else row * scale
         row = row if self.same else row.float()
         if self.count:
-            made = torch.bmm(row.expand(self.count, 1, -1), self.weight).view(-1)[: self.width]
+            made = torch.bmm(row.expand(self.count, 1, -1), self.weight).view(-1)
+            made = made if self.full else made[: self.width]
             made = made if self.bias is None else made + self.bias
         else:
             made = F.linear(row, self.weight, self.bias)
@@ -96,7 +99,8 @@ class _Layer:
 class _RowNorm:
     """A root mean square norm of float[K] on a CPU, where one number is cheaper to take out than to broadcast.
 
-    In float32 all that is left to do for the matrix behind it is to scale; other dtypes round as `_rms` does.
+    In float32 all that is left to do for the matrix behind it is to scale; other dtypes round as `_rms` does, for a
+    row times a number is computed in float32 and rounded once.
     """
 
     def __init__(self, norm: Any) -> None:
@@ -107,7 +111,7 @@ class _RowNorm:
         """What the matrix reads, and the scale that it applies."""
         wide = row if self.into is not None else row.float()
         scale = (torch.dot(wide, wide).item() / self.width + self.epsilon) ** -0.5
-        return (row, scale) if self.into is not None else (self.weight * (wide * scale).to(row.dtype), 1.0)
+        return (row, scale) if self.into is not None else (self.weight * (row * scale), 1.0)
 
 
 class _SingleRow:
@@ -190,11 +194,16 @@ class LeanLlama:
             return self._single(x[0], cache)[None, None]
         turns = self._turns(cache, count, x)
         causal = cache.length == 0 and cache.filled is None and count > 1
-        seen = None if causal else cache.seen(count, x.device)
+        seen = None if causal else _added(cache.seen(count, x.device), x.dtype)
         for index, layer in enumerate(self.layers):
             mixed = _side_by_side(layer.qkv, _rms(x, layer.before))
             query, key, value = _heads(layer, mixed.view(batch, count, -1, layer.head_width), turns)
             keys, values = cache.write(index, key, value)
+            if index == len(self.layers) - 1 and max(keep, _FEWEST) < count:  # of the last, keys and values are enough
+                whole = _added(cache.seen(count, x.device), x.dtype) if causal else seen
+                count, causal = max(keep, _FEWEST), False
+                query, seen = query[:, :, -count:], None if whole is None else whole[:, :, -count:]
+                x = x.view(batch, -1, width)[:, -count:].reshape(batch * count, width)
             found = _attended(layer, query, keys, values, seen, causal=causal)
             x = x + _through(layer.out, found.transpose(1, 2).reshape(len(x), -1))
             inner = _rms(x, layer.between)
@@ -259,15 +268,21 @@ def _heads(layer: _Layer, mixed: Tensor, turns: tuple[Tensor, Tensor]) -> tuple[
         query, key = turned[:, :, : layer.heads], turned[:, :, layer.heads :]
         turned = torch.cat((_rms(query, layer.norms[0]), _rms(key, layer.norms[1])), 2)
     cos, sin = turns
-    other = turned.unflatten(-1, (2, -1)).flip(-2).flatten(-2)
-    turned = (turned * cos + other * sin).transpose(1, 2)
+    turned = (turned * cos + turned.roll(layer.head_width // 2, -1) * sin).transpose(1, 2)
     return turned[:, : layer.heads], turned[:, layer.heads :], value.transpose(1, 2)
+
+
+def _added(seen: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """What attention adds to its scores: nothing where a slot is seen. Made once for all layers."""
+    return None if seen is None else torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(
+        ~seen, float("-inf")
+    )  # fmt: skip
 
 
 def _attended(
     layer: _Layer, query: Tensor, keys: Tensor, values: Tensor, seen: Tensor | None, *, causal: bool
 ) -> Tensor:
-    """float[B, H, T, Dh]; seen: bool[1 or B, 1, T, slots], None for all of them."""
+    """float[B, H, T, Dh]; seen: `_added`, of [1 or B, 1, T, slots], None for all of them."""
     batch, heads, count, width = query.shape
     group = heads // layer.shared
     if group == 1 or causal:
