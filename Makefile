@@ -51,6 +51,7 @@ format: $(VENV)/.installed-dev ## format and sort the imports
 weights: $(VENV)/.installed ## train the embedded weights anew (hours on two cores)
 	$(BIN)/python -m mm.recipes.tiny --work runs/tiny
 	$(BIN)/python -m mm.recipes.matting --work runs/matte
+	$(BIN)/python -m mm.recipes.soft_towers --work runs/soft
 
 eval: $(VENV)/.installed ## measure the embedded weights; writes the scores and the README's table
 	$(BIN)/mm eval scenes --out mm/weights/tiny/scores.json --readme README.md

@@ -43,7 +43,8 @@ def test_questions_name_what_they_mark() -> None:
 
 def test_the_stage_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny, settings = load("tiny"), {"steps": 3, "batch": 2, "asks": 2, "save_every": 1}
-    whole = train(tmp_path / "whole", tiny, **settings)
+    config = config_for(tiny, guided=True)
+    whole = train(tmp_path / "whole", tiny, config, **settings)
     losses, calls = MatteTraining.losses, []
 
     def killed(self: MatteTraining, batch: SoftBatch) -> dict[str, torch.Tensor]:
@@ -54,8 +55,8 @@ def test_the_stage_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pyt
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(MatteTraining, "losses", killed)
-        train(tmp_path / "parts", tiny, **settings)
-    resumed = train(tmp_path / "parts", tiny, **settings)
+        train(tmp_path / "parts", tiny, config, **settings)
+    resumed = train(tmp_path / "parts", tiny, config, **settings)
     assert calls[1] == calls[0] + 1
     for name, value in whole.head.state_dict().items():
         torch.testing.assert_close(resumed.head.state_dict()[name], value)

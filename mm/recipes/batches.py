@@ -173,6 +173,11 @@ def make_batch(step: int, size: int, *, asks: int = 16, side: int = 128) -> Batc
     """The batch of this step: a pure function of its arguments."""
     rng = np.random.default_rng((step, 11))
     scenes = [render_scene(TRAIN_SEED + step * size + i, draw_frame(side, rng)) for i in range(size)]
+    return batch_of(scenes, rng, step=step, asks=asks, side=side)
+
+
+def batch_of(scenes: list[Scene], rng: np.random.Generator, *, step: int, asks: int, side: int) -> Batch:
+    """The batch of these scenes; `rng` draws what is asked, `step` what is asked in words."""
     texts, meaning = _labels(scenes, rng)
     things = [(b, o) for b, scene in enumerate(scenes) for o in scene.objects]
     owner = np.array([b for b, _ in things])

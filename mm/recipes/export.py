@@ -1,4 +1,5 @@
-"""Writes a trained `tiny` as the folder that `mm.load` reads: each part in its own library's format."""
+"""Writes a trained `tiny`, or one part of it anew, as the folder that `mm.load` reads: each part in its own library's
+format."""
 
 from __future__ import annotations
 
@@ -6,6 +7,8 @@ import dataclasses
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +18,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from mm.checkpoints.reading import load_tensors, read_json
 from mm.recipes.tiny_parts import (
     CONNECTOR,
     DECODER_WIDTH,
@@ -39,11 +43,56 @@ _WORLD_SCENES, _WORLD_SEED = 3000, 900_000_000
 _FLOOR = 1e-3  # of the whitening's variances, in units of a channel's own spread
 
 
-def export(training: WordsTraining, out: Path) -> None:
-    """Replaces `out` as a whole: a reader never sees half of it. Weights are stored as float16."""
-    partial = out.with_name(out.name + ".partial")
+@contextmanager
+def replacing(out: Path, start: Path | None = None) -> Iterator[Path]:
+    """An empty folder, or a copy of `start`, to be filled; it takes the place of `out` as a whole at the end, so that
+    a reader never sees half of it. `start` may be `out`."""
+    partial, old = out.with_name(out.name + ".partial"), out.with_name(out.name + ".old")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    if start is None:
+        partial.mkdir(parents=True)
+    else:
+        shutil.copytree(start, partial)
+    yield partial
+    shutil.rmtree(old, ignore_errors=True)
+    if out.exists():
+        os.replace(out, old)
+    os.replace(partial, out)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def export(training: WordsTraining, out: Path) -> None:
+    """Replaces `out` as a whole. Weights are stored as float16."""
+    with replacing(out) as partial:
+        _write(training, partial)
+        for kept in ("scores.json", "scores_unseen.json", "README.md"):
+            if (out / kept).exists():
+                shutil.copy(out / kept, partial / kept)
+
+
+def put_vision(encoder: Any, folder: Path) -> None:
+    """Replaces the vision tower of an exported folder, and what was measured of the drawn world through it."""
+    shutil.rmtree(folder / "vision")
+    _vision(encoder.vision, folder / "vision")
+    world, threshold = _world(encoder)
+    _put_tensors(world, "world.", folder)
+    settings = read_json(folder / "config.json")
+    settings["world"]["threshold"] = round(threshold, 4)
+    _write_json(folder / "config.json", settings)
+
+
+def put_part(part: nn.Module, name: str, folder: Path) -> None:
+    """Replaces the weights of a head in an exported folder."""
+    _put_tensors({f"{name}.{k}": v for k, v in part.state_dict().items()}, f"{name}.", folder)
+
+
+def _put_tensors(tensors: dict[str, Tensor], prefix: str, folder: Path) -> None:
+    path = folder / "joined.safetensors"
+    others = {k: v for k, v in load_tensors(path).items() if not k.startswith(prefix)}
+    _save(others | tensors, path)
+
+
+def _write(training: WordsTraining, partial: Path) -> None:
     _vision(training.encoder.vision, partial / "vision")
     _text(training, partial / "text")
     _decoder(training, partial / "decoder")
@@ -60,15 +109,6 @@ def export(training: WordsTraining, out: Path) -> None:
     joined["encoder.logit_scale"] = training.encoder.logit_scale.detach()
     _save(joined | world, partial / "joined.safetensors")
     _write_json(partial / "config.json", _config(threshold))
-    for kept in ("scores.json", "scores_unseen.json", "README.md"):
-        if (out / kept).exists():
-            shutil.copy(out / kept, partial / kept)
-    old = out.with_name(out.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if out.exists():
-        os.replace(out, old)
-    os.replace(partial, out)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _config(threshold: float) -> dict[str, Any]:

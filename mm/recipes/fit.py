@@ -6,7 +6,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,13 +97,15 @@ class Stream(IterableDataset):
 def fit_stage(
     name: str, folder: Path, module: nn.Module, losses: Callable[[Any], dict[str, Tensor]], *,
     make: Callable[[int], Any], steps: int, peak: float, shift: int = 0, workers: int = 1, save_every: int = 250,
+    parts: Sequence[tuple[nn.Module, float]] | None = None,
 ) -> None:  # fmt: skip
     """Trains what of `module` requires gradients; goes on from `folder/name.safetensors` where that exists.
 
+    parts: of the module, each with its share of the learning rate; the whole, at all of it, where not given.
     make: the batch of a step, a pure function of it, which workers may call; a batch has `to(device)`.
     shift: added to the step that draws a batch, so that stages see different scenes.
     """
-    optimiser = adamw([(module, 1.0)], decay=0.03)
+    optimiser = adamw(parts or [(module, 1.0)], decay=0.03)
     checkpoint = Checkpoint(folder / f"{name}.safetensors", module, optimiser)
     first = checkpoint.load()
     stream = Stream(make, first + shift, steps + shift)

@@ -10,21 +10,19 @@ import argparse
 import dataclasses
 import functools
 import json
-import os
-import shutil
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mm.checkpoints.hub import locate
 from mm.checkpoints.loading import load
-from mm.checkpoints.reading import load_tensors, read_json
-from mm.encoders.base import TextFeatures
+from mm.checkpoints.reading import read_json
+from mm.encoders.base import ImageFeatures, TextFeatures
 from mm.heads.clipmat import ClipMatConfig, ClipMatHead, MatteLogits
 from mm.joined import Joined
+from mm.recipes.export import put_part, replacing
 from mm.recipes.fit import fit_stage
 from mm.recipes.matting_batches import SoftBatch, make_soft_batch
 from mm.recipes.tiny import autocast
@@ -118,23 +116,28 @@ def config_for(joined: Joined, *, guided: bool = False) -> ClipMatConfig:
 class MatteTraining:
     """The head, the only thing trained, and the towers it stands on."""
 
-    def __init__(self, joined: Joined, config: ClipMatConfig) -> None:
-        self.joined, self.config, self.head = joined, config, ClipMatHead(**vars(config))
+    def __init__(self, joined: Joined, head: ClipMatHead) -> None:
+        self.joined, self.head = joined, head
 
     def losses(self, batch: SoftBatch) -> dict[str, Tensor]:
-        device, spec = batch.pixels.device, self.joined.spec
-        mean, std = (
-            torch.tensor(v, device=device)[:, None, None] for v in (spec.preprocessing.mean, spec.preprocessing.std)
-        )
-        raw = batch.pixels.float()
-        pixels = ((raw / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
-        with autocast(device):
+        with autocast(batch.pixels.device), torch.no_grad():
+            image = self.joined.encoder.encode_image(self._prepared(batch), self.joined.spec.layers)
+        return self.losses_of(batch, image)
+
+    def losses_of(self, batch: SoftBatch, image: ImageFeatures) -> dict[str, Tensor]:
+        """image: what the vision tower says of the batch; gradients go where it came from."""
+        pixels = self._prepared(batch)
+        with autocast(pixels.device):
             with torch.no_grad():
-                image = self.joined.encoder.encode_image(pixels, spec.layers)
                 text = self._text(batch.texts)
             guide = self.head.guide(self.joined.segmenter, image, text, batch.owner)
             out = self.head(pixels, image, text, batch.owner, guide)
-        return matte_losses(out, batch.alpha, batch.foreground, raw[batch.owner])
+        return matte_losses(out, batch.alpha, batch.foreground, batch.pixels.float()[batch.owner])
+
+    def _prepared(self, batch: SoftBatch) -> Tensor:
+        given = self.joined.spec.preprocessing
+        mean, std = (torch.tensor(v, device=batch.pixels.device)[:, None, None] for v in (given.mean, given.std))
+        return ((batch.pixels.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
 
     def _text(self, texts: list[str]) -> TextFeatures:
         """One row a question; each different text passes the tower once."""
@@ -146,13 +149,14 @@ class MatteTraining:
 
 
 def train(
-    folder: Path, joined: Joined, *, steps: int, batch: int, asks: int, workers: int = 1, save_every: int = 100
-) -> MatteTraining:
+    folder: Path, joined: Joined, config: ClipMatConfig, *, steps: int, batch: int, asks: int, workers: int = 1,
+    save_every: int = 100,
+) -> MatteTraining:  # fmt: skip
     """Runs the stage as far as `folder` does not hold it complete yet."""
     folder.mkdir(parents=True, exist_ok=True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        training = MatteTraining(joined, config_for(joined, guided=joined.segmenter is not None))
+        training = MatteTraining(joined, ClipMatHead(**vars(config)))
     device = next(joined.encoder.parameters()).device  # pyright: ignore[reportAttributeAccessIssue]
     training.head.to(device).to(memory_format=torch.channels_last).train()
     make = functools.partial(make_soft_batch, size=batch, asks=asks, side=joined.spec.preprocessing.input_hw[0])
@@ -164,23 +168,12 @@ def train(
 
 
 def add_matter(folder: Path, head: nn.Module, config: ClipMatConfig, out: Path) -> None:
-    """Writes the model of `folder` to `out` with this head as its part `matter`, in float16; replaces `out` as a
-    whole, so that a reader never sees half of it. `out` may be `folder`."""
-    partial, old = out.with_name(out.name + ".partial"), out.with_name(out.name + ".old")
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(folder, partial)
-    joined = {k: v for k, v in load_tensors(folder / "joined.safetensors").items() if not k.startswith("matter.")}
-    mine = {f"matter.{k}": v.half() if v.is_floating_point() else v for k, v in head.state_dict().items()}
-    target = partial / "joined.safetensors"
-    save_file(joined | {k: v.detach().cpu().contiguous() for k, v in mine.items()}, target, metadata={"format": "pt"})
-    target.chmod(0o644)
-    settings = read_json(folder / "config.json") | {"matter": dataclasses.asdict(config)}
-    (partial / "config.json").write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
-    shutil.rmtree(old, ignore_errors=True)
-    if out.exists():
-        os.replace(out, old)
-    os.replace(partial, out)
-    shutil.rmtree(old, ignore_errors=True)
+    """Writes the model of `folder` to `out` with this head as its part `matter`, in float16; replaces `out`, which may
+    be `folder`, as a whole."""
+    with replacing(out, folder) as partial:
+        put_part(head, "matter", partial)
+        settings = read_json(partial / "config.json") | {"matter": dataclasses.asdict(config)}
+        (partial / "config.json").write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
 
 
 def main() -> None:
@@ -194,9 +187,9 @@ def main() -> None:
     args = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     joined = load(args.init, device=device)
-    asks = args.asks or args.batch
-    training = train(args.work, joined, steps=args.steps, batch=args.batch, asks=asks)
-    add_matter(locate(args.init).folder, training.head, training.config, args.out)
+    config, asks = config_for(joined, guided=joined.segmenter is not None), args.asks or args.batch
+    training = train(args.work, joined, config, steps=args.steps, batch=args.batch, asks=asks)
+    add_matter(locate(args.init).folder, training.head, config, args.out)
 
 
 if __name__ == "__main__":

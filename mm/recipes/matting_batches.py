@@ -84,10 +84,19 @@ def _truth(scene: Scene, chosen: list[bool], side: int) -> tuple[np.ndarray, np.
 def make_soft_batch(step: int, size: int, asks: int, side: int = 128) -> SoftBatch:
     """The batch of this step: a pure function of its arguments. Questions go round the pictures."""
     rng = np.random.default_rng((step, 29))
+    return soft_batch_of(draw_soft_scenes(step, size, side, rng), rng, step=step, asks=asks, side=side)
+
+
+def draw_soft_scenes(step: int, size: int, side: int, rng: np.random.Generator) -> list[Scene]:
+    """`size` training scenes, of frames that are rarely square."""
     stretches = np.exp(rng.uniform(-_STRETCH, _STRETCH, size) * (rng.random(size) < 0.6))
     frames = [(round(side * s), round(side / s)) for s in stretches]
-    scenes = [render_soft(TRAIN_SEED + step * size + i, frame) for i, frame in enumerate(frames)]
-    owner = np.arange(asks) % size
+    return [render_soft(TRAIN_SEED + step * size + i, frame) for i, frame in enumerate(frames)]
+
+
+def soft_batch_of(scenes: list[Scene], rng: np.random.Generator, *, step: int, asks: int, side: int) -> SoftBatch:
+    """The batch of these scenes; `rng` draws what is asked."""
+    owner = np.arange(asks) % len(scenes)
     asked = [question(scenes[b], rng) for b in owner]
     truths = [_truth(scenes[b], chosen, side) for b, (_, chosen) in zip(owner, asked, strict=True)]
     pixels = np.stack([_squashed(scene.pixels, side) for scene in scenes]).transpose(0, 3, 1, 2)
