@@ -125,16 +125,16 @@ class KVCache:
             return torch.arange(self.length, self.length + count, device=device)[None]
         return (self.filled[:, : self.length + count].cumsum(1)[:, -count:] - 1).clamp_(min=0)
 
-    def seen(self, count: int, device: torch.device) -> Tensor | None:
+    def seen(self, count: int, device: torch.device, last: int | None = None) -> Tensor | None:
         """bool[1 or B, 1, count, slots]: which slots each announced token attends to. None: all of them.
 
-        A hole attends to itself, so that its row of the softmax is never empty.
+        A hole attends to itself, so that its row of the softmax is never empty. last: of the last so many tokens.
         """
         stop = self.length + count
         if count == 1 and self.filled is None:
             return None
         slots = torch.arange(stop, device=device)
-        own = slots[self.length :, None]
+        own = slots[stop - (last or count) :, None]
         if self.filled is None:
             return (slots <= own)[None, None]
         return ((self.filled[:, None, :stop] & (slots <= own)) | (slots == own))[:, None]

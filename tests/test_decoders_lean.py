@@ -90,6 +90,26 @@ def test_steps_equal_the_module(monkeypatch: pytest.MonkeyPatch, small: int, dty
     assert (found - full).abs().max() <= near * full.abs().max()
 
 
+@pytest.mark.parametrize("begun", [0, 5])
+@pytest.mark.parametrize("lengths", [None, [9, 6]], ids=["even", "with holes"])
+@pytest.mark.parametrize("keep", [1, 3, 6])
+def test_the_last_tokens_alone_get_what_they_get_among_all(begun: int, lengths: list[int] | None, keep: int) -> None:
+    """Of the last layer only as many rows are computed as are asked for; keys and values are those of all tokens."""
+    decoder = CausalDecoder(llama(), TOKENIZER)
+    embeds = decoder.embed(torch.arange(2 * (begun + 9)).view(2, -1))
+
+    def read(keep: int) -> tuple[torch.Tensor, torch.Tensor]:
+        cache = decoder.start(2, begun + 10)
+        if begun:
+            decoder.extend(embeds[:, :begun], cache)
+        logits = decoder.extend(embeds[:, begun:], cache, lengths=lengths, keep=keep)[0]
+        return logits, decoder.extend(embeds[:, :1], cache)[0]
+
+    (some, after), (every, after_every) = read(keep), read(9)
+    torch.testing.assert_close(some.view(2, keep, -1), every[:, -keep:])
+    torch.testing.assert_close(after, after_every)
+
+
 def test_training_shows_in_the_next_answer() -> None:
     lm = llama()
     decoder, tokens = CausalDecoder(lm, TOKENIZER), torch.randn(1, 8, 48)

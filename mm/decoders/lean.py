@@ -200,10 +200,10 @@ class LeanLlama:
             query, key, value = _heads(layer, mixed.view(batch, count, -1, layer.head_width), turns)
             keys, values = cache.write(index, key, value)
             if index == len(self.layers) - 1 and max(keep, _FEWEST) < count:  # of the last, keys and values are enough
-                whole = _added(cache.seen(count, x.device), x.dtype) if causal else seen
-                count, causal = max(keep, _FEWEST), False
-                query, seen = query[:, :, -count:], None if whole is None else whole[:, :, -count:]
-                x = x.view(batch, -1, width)[:, -count:].reshape(batch * count, width)
+                fewer = max(keep, _FEWEST)
+                seen, causal = _added(cache.seen(count, x.device, fewer), x.dtype), False
+                query, x = query[:, :, -fewer:], x.view(batch, count, width)[:, -fewer:].flatten(0, 1)
+                count = fewer
             found = _attended(layer, query, keys, values, seen, causal=causal)
             x = x + _through(layer.out, found.transpose(1, 2).reshape(len(x), -1))
             inner = _rms(x, layer.between)
