@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from mm.checkpoints.loading import as_model
+from mm.decoders.int8 import is_int8
 from mm.encoded import Encoded, encode_pictures
 from mm.errors import InputError, MMError, nearest
 from mm.images import Picture, open_image
@@ -125,12 +126,16 @@ def provenance(joined: Joined, warnings: tuple[str, ...]) -> Source:
         sha256=joined.sha256,
         preprocessing=joined.spec.preprocessing.to_dict(),
         kernel="sdpa",
-        dtype=str(at.dtype).removeprefix("torch."),
+        dtype=str(at.dtype).removeprefix("torch.") + ", decoder in int8" * _in_int8(joined),
         device=str(at.device),
         versions=_versions(),
         licence=joined.licence,
         warnings=warnings,
     )
+
+
+def _in_int8(joined: Joined) -> bool:
+    return joined.speaker is not None and is_int8(joined.speaker.decoder.lm)
 
 
 def unit(name: str, value: float) -> float:

@@ -14,10 +14,11 @@ def test_both_ways_write_the_same_tokens(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(bench_generate, "SHAPES", {"small": SHAPE})
     monkeypatch.setattr(bench_generate, "NEW", 5)
     monkeypatch.setattr(bench_generate, "ANSWER", 3)
-    monkeypatch.setattr(bench_generate, "DTYPES", ("float32",))
+    monkeypatch.setattr(bench_generate, "DTYPES", ("float32", "int8"))
     rows = bench_generate.run(repeats=1, shapes=("small",))
-    assert [row["step"] for row in rows] == ["5 tokens, small", "8 questions about one picture, small"]
-    assert all(row["same_tokens"] == 1.0 for row in rows)
+    assert [row["step"] for row in rows] == ["5 tokens, small", "8 questions about one picture, small"] * 2
+    assert [row["dtype"] for row in rows] == ["float32"] * 2 + ["int8"] * 2
+    assert all(row["same_tokens"] == 1.0 for row in rows[:2])
     assert all(row["ratio"] == pytest.approx(row["peer_ms"] / row["ms"]) for row in rows)
 
 

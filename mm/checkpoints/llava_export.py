@@ -21,6 +21,7 @@ from mm.checkpoints.llava import Projector
 from mm.checkpoints.saved import write_folder
 from mm.connectors.projections import MLP
 from mm.decoders.folder import load_tokenizer
+from mm.decoders.int8 import check_whole
 from mm.encoded import Encoded, encode_pictures
 from mm.encoders.transformers_weights import quiet
 from mm.errors import CheckpointError, InputError
@@ -156,6 +157,7 @@ def _projector(connector: nn.Module) -> Projector:
 
 def _check_decoder(speaker: Speaker) -> None:
     lm = speaker.decoder.lm
+    check_whole(lm)
     kind = lm.config.model_type
     if kind not in _DECODERS:
         raise _refused(f"its decoder is {kind}; expected one of {', '.join(_DECODERS)}")

@@ -22,6 +22,7 @@ from mm.checkpoints.reading import fingerprint, load_into, load_tensors, read_js
 from mm.connectors.table import build
 from mm.decoders.base import Decoder
 from mm.decoders.folder import chat_template, load_decoder, prompts_for
+from mm.decoders.int8 import check_whole
 from mm.encoders.transformers_weights import quiet
 from mm.errors import CheckpointError, InputError, nearest
 from mm.generation.prompts import PictureFirst, Plain, Prompts, begin_ids
@@ -161,6 +162,7 @@ def save_with_connector(source: Path, folder: Path, tensors: dict[str, Tensor]) 
 
 
 def write_decoder(decoder: Decoder, target: Path) -> None:
+    check_whole(decoder.lm)
     with quiet():
         decoder.lm.save_pretrained(target)
     decoder.tokenizer.save_pretrained(target)

@@ -19,7 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mm.decoders.int8 import Int8Linear
 from mm.kernels.cache import KVCache
+from mm.kernels.int8 import linear_int8
 from mm.kernels.linear import linear
 
 # Llama, and those that differ from it by a bias or by a norm of queries and keys.
@@ -78,6 +80,25 @@ class Matrix:
         return made if onto is None else onto + made
 
 
+class _Int8Matrix:
+    """As `Matrix`, of layers in int8. The layers become views of it, so that nothing is kept twice."""
+
+    def __init__(self, *layers: Int8Linear) -> None:
+        biases = [layer.bias for layer in layers if layer.bias is not None]
+        self.weight, self.scale = (torch.cat(each) for each in zip(*((p.weight, p.scale) for p in layers), strict=True))
+        self.bias = torch.cat(biases) if biases else None
+        for layer, part in zip(layers, self.weight.split([p.out_features for p in layers]), strict=True):
+            layer.weight = part
+
+    def __call__(self, row: Tensor, scale: float = 1.0, onto: Tensor | None = None) -> Tensor:
+        made = linear_int8(row[None] if scale == 1.0 else row[None] * scale, self.weight, self.scale, self.bias)[0]
+        return made if onto is None else onto + made
+
+
+def _matrix(*layers: Any, norm: Tensor | None = None) -> Matrix | _Int8Matrix:
+    return _Int8Matrix(*layers) if isinstance(layers[0], Int8Linear) else Matrix(*layers, norm=norm)
+
+
 class _Layer:
     """The parts of one transformer layer."""
 
@@ -92,7 +113,7 @@ class _Layer:
         self.norms = (attention.q_norm, attention.k_norm) if hasattr(attention, "q_norm") else None
 
     @property
-    def linears(self) -> list[nn.Linear]:
+    def linears(self) -> list[Any]:
         return [*self.qkv, self.out, *self.gate_up, self.down]
 
 
@@ -120,8 +141,8 @@ class _SingleRow:
     def __init__(self, layer: _Layer) -> None:
         self.norms, self.scale = layer.norms, layer.scale
         self.before, self.between = _RowNorm(layer.before), _RowNorm(layer.between)
-        self.qkv, self.out = Matrix(*layer.qkv, norm=self.before.into), Matrix(layer.out)
-        self.gate_up, self.down = Matrix(*layer.gate_up, norm=self.between.into), Matrix(layer.down)
+        self.qkv, self.out = _matrix(*layer.qkv, norm=self.before.into), _matrix(layer.out)
+        self.gate_up, self.down = _matrix(*layer.gate_up, norm=self.between.into), _matrix(layer.down)
         self.act = F.silu if type(layer.act).__name__ in ("SiLU", "SiLUActivation") else layer.act
         self.width, self.split = layer.head_width, (layer.heads, 2 * layer.shared)
         self.parts = (layer.heads, layer.shared, layer.shared)
@@ -181,7 +202,7 @@ class LeanLlama:
         window = getattr(config, "sliding_window", None)
         full = window is None or {"full_attention"} == set(getattr(config, "layer_types", None) or ["windowed"])
         static = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default") in _STATIC_ROTATIONS
-        plain = all(type(linear) is nn.Linear for m in lm.model.layers for linear in _Layer(m).linears)
+        plain = all(type(p) in (nn.Linear, Int8Linear) for m in lm.model.layers for p in _Layer(m).linears)
         return full and static and plain and type(lm.lm_head) is nn.Linear
 
     def __call__(self, embeds: Tensor, cache: KVCache, keep: int) -> Tensor:
@@ -240,23 +261,28 @@ class LeanLlama:
         """The layers for single rows, made again when a weight has changed; None where they cost too much memory."""
         linears = [linear for layer in self.layers for linear in layer.linears] + [self.lm.lm_head]
         norms = [norm for layer in self.layers for norm in (layer.before, layer.between)] + [self.lm.model.norm]
-        given = [p for linear in linears for p in (linear.weight, linear.bias) if p is not None]
-        given += [norm.weight for norm in norms]
-        stamp = [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in given]
-        made = self._rows
-        if made is None or made[0] != stamp:
-            if sum(p.numel() * p.element_size() for p in given) > _COPIED_AT_MOST:
+        if self._rows is None or self._rows[0] != _stamp(linears, norms):
+            copied = [p.weight for p in linears if not isinstance(p, Int8Linear)]
+            if sum(weight.numel() * weight.element_size() for weight in copied) > _COPIED_AT_MOST:
                 return None
             rows, last = [_SingleRow(layer) for layer in self.layers], _RowNorm(norms[-1])
-            made = self._rows = stamp, (rows, last, Matrix(self.lm.lm_head, norm=last.into, last=True))
-        return made[1]
+            made = rows, last, Matrix(self.lm.lm_head, norm=last.into, last=True)
+            self._rows = _stamp(linears, norms), made
+        return self._rows[1]
 
 
-def _through(layer: nn.Linear, x: Tensor) -> Tensor:
-    return linear(x, layer.weight, layer.bias)
+def _stamp(linears: list[Any], norms: list[Any]) -> list[tuple[int, int]]:
+    """Differs once a weight has been written to or replaced."""
+    given = [p for linear in linears for p in (linear.weight, linear.bias) if p is not None]
+    given += [norm.weight for norm in norms]
+    return [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in given]
 
 
-def _side_by_side(parts: tuple[nn.Linear, ...], x: Tensor) -> Tensor:
+def _through(layer: Any, x: Tensor) -> Tensor:
+    return layer(x) if isinstance(layer, Int8Linear) else linear(x, layer.weight, layer.bias)
+
+
+def _side_by_side(parts: tuple[Any, ...], x: Tensor) -> Tensor:
     return torch.cat([_through(part, x) for part in parts], -1)
 
 
