@@ -60,10 +60,21 @@ def test_fusion_takes_details_where_unknown_and_one_where_foreground() -> None:
     sure = torch.full((1, 3, 1, 3), -40.0)
     sure[0, 0, 0, 0] = sure[0, 1, 0, 1] = sure[0, 2, 0, 2] = 40.0
     detail = torch.tensor([[[0.0, -1.0, 5.0]]])
-    alpha = MatteLogits(sure, detail).alpha()
+    alpha = MatteLogits(sure, detail).fused()
     torch.testing.assert_close(
         alpha[0, 0], torch.stack([torch.tensor(0.0), torch.tensor(-1.0).sigmoid(), torch.tensor(1.0)])
     )
+
+
+@torch.inference_mode()
+def test_nearly_nothing_is_nothing_and_nearly_all_is_all() -> None:
+    unknown = torch.tensor([-40.0, 40.0, -40.0]).view(1, 3, 1, 1)
+    found = torch.tensor([[[0.005, 0.012, 0.1, 0.5, 0.9, 0.99]]])
+    fused = MatteLogits(unknown, found.logit()).alpha()[0, 0]
+    assert fused[:2].tolist() == [0, 0] and fused[5] == 1 and fused[3] == 0.5
+    assert 0.08 < fused[2] < 0.1 and 0.9 < fused[4] < 0.92
+    refined = MatteLogits(unknown, torch.zeros(1, 1, 6), found)
+    torch.testing.assert_close(refined.alpha()[0, 0], fused)
 
 
 @torch.inference_mode()
@@ -172,8 +183,8 @@ def test_a_head_with_a_refiner_answers_with_its_alpha_and_learns_it() -> None:
     refined = ClipMatHead(**vars(replace(SMALL, refine_widths=(4, 5, 6)))).train()
     pixels, image = scene()
     out = refined(pixels, image, words(), torch.tensor([0, 1, 1]))
-    assert out.refined is not None and out.alpha() is out.refined
-    torch.testing.assert_close(out.alpha(), out.fused(), atol=0.003, rtol=0)  # so it begins
+    assert out.refined is not None
+    torch.testing.assert_close(out.refined, out.fused(), atol=0.003, rtol=0)  # so it begins
     alpha = torch.rand(3, 34, 56)
     terms = matte_losses(out, alpha, torch.full((3, 3, 34, 56), 9.0), 128 + 30 * pixels[torch.tensor([0, 1, 1])])
     terms["refined"].backward()

@@ -24,6 +24,7 @@ from mm.heads.clipseg_style import Film
 from mm.heads.refiner import Refiner, block
 
 _SURE = 6.0  # a segmentation's logits beyond it say no more
+_ENDS = 0.015  # how near is nearly
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,10 @@ class MatteLogits:
         return self.classes().softmax(1)
 
     def alpha(self) -> Tensor:
-        """float32[Q, H, W] in 0..1: the refined alpha, or else the fused one."""
-        return self.fused() if self.refined is None else self.refined
+        """float32[Q, H, W] in 0..1: the refined alpha, or else the fused one; nearly nothing is nothing, nearly all is
+        all, where no sigmoid gets to."""
+        alpha = self.fused() if self.refined is None else self.refined
+        return ((alpha - _ENDS) / (1 - 2 * _ENDS)).clamp(0, 1)
 
     def fused(self) -> Tensor:
         """float32[Q, H, W] in 0..1: the details where unknown, 1 where foreground.
