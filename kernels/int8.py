@@ -26,7 +26,9 @@ def linear_int8(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = 
     """bfloat16[..., I], int8[O, I], bfloat16[O], bfloat16[O] -> bfloat16[..., O]. Gradients reach `x`."""
     if x.numel() > _FEW * x.shape[-1] or not _suits(x):
         return F.linear(x, weight.to(x.dtype) * scale[:, None], bias)
-    made = torch.ops.aten._weight_int8pack_mm(x.reshape(-1, x.shape[-1]), weight, scale).view(*x.shape[:-1], len(weight))
+    made = torch.ops.aten._weight_int8pack_mm(x.reshape(-1, x.shape[-1]), weight, scale).view(
+        *x.shape[:-1], len(weight)
+    )
     return made if bias is None else made + bias
 
 
