@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_FEW = 4  # rows; for more it is quicker to make the weights whole again
+_FEW = 16  # rows; for more it is quicker to make the weights whole again
 _AT_ONCE = 32  # inputs that torch's routine reads at once, past the end of a row where they are no multiple of it
 
 

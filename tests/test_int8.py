@@ -40,7 +40,7 @@ def test_weights_are_rounded_to_the_nearest_step_of_their_row() -> None:
     assert ((whole * scale[:, None] - weight).abs() <= 0.501 * scale[:, None]).all()
 
 
-@pytest.mark.parametrize("rows", [(), (1,), (4,), (5,), (2, 3)])
+@pytest.mark.parametrize("rows", [(), (1,), (16,), (17,), (2, 3)])
 @pytest.mark.parametrize("inside", [15, 48, 70, 96])
 @pytest.mark.parametrize("bias", [False, True])
 def test_a_layer_is_that_of_its_rounded_weights(rows: tuple[int, ...], inside: int, bias: bool) -> None:
