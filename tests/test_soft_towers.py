@@ -13,6 +13,7 @@ from mm.checkpoints.hub import locate
 from mm.checkpoints.loading import load
 from mm.encoders.base import ImageFeatures
 from mm.joined import Joined
+from mm.recipes import tiny as recipe
 from mm.recipes.soft_towers import SoftTraining, drift, export, make_lesson, make_mixed_batch, train
 from mm.recipes.tiny_parts import SPEC, prepare
 
@@ -113,3 +114,16 @@ def test_what_is_written_loads_and_says_what_was_trained(
     assert written.world is not None and tiny.world is not None
     assert not torch.equal(written.world.mean, tiny.world.mean)
     assert written.world.threshold > 0
+
+
+def test_a_recipe_that_leaves_the_tower_as_it_was_keeps_the_matting_head(
+    tmp_path: Path, tiny: Joined, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mm.recipes.export._WORLD_SCENES", 150)
+    steps = ("pair", "heads", "names", "counts", "words")
+    given = ["tiny", "--work", str(tmp_path / "work"), "--init", "tiny", "--out", str(tmp_path / "out")]
+    monkeypatch.setattr("sys.argv", [*given, *(word for name in steps for word in (f"--{name}-steps", "0"))])
+    recipe.main()
+    written = load(str(tmp_path / "out"))
+    assert isinstance(written.matter, nn.Module) and isinstance(tiny.matter, nn.Module)
+    assert same(weights(written.matter), weights(tiny.matter))

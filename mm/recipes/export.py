@@ -61,10 +61,15 @@ def replacing(out: Path, start: Path | None = None) -> Iterator[Path]:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def export(training: WordsTraining, out: Path) -> None:
-    """Replaces `out` as a whole. Weights are stored as float16."""
+def export(training: WordsTraining, out: Path, *, matting_of: Path | None = None) -> None:
+    """Replaces `out` as a whole. Weights are stored as float16.
+
+    matting_of: a folder over the same vision tower, whose matting head is taken over where it has one.
+    """
     with replacing(out) as partial:
         _write(training, partial)
+        if matting_of is not None:
+            _take_matting(matting_of, partial)
         for kept in ("scores.json", "scores_unseen.json", "README.md"):
             if (out / kept).exists():
                 shutil.copy(out / kept, partial / kept)
@@ -90,6 +95,14 @@ def _put_tensors(tensors: dict[str, Tensor], prefix: str, folder: Path) -> None:
     path = folder / "joined.safetensors"
     others = {k: v for k, v in load_tensors(path).items() if not k.startswith(prefix)}
     _save(others | tensors, path)
+
+
+def _take_matting(source: Path, folder: Path) -> None:
+    settings = read_json(source / "config.json")
+    if "matter" in settings:
+        head = {k: v for k, v in load_tensors(source / "joined.safetensors").items() if k.startswith("matter.")}
+        _put_tensors(head, "matter.", folder)
+        _write_json(folder / "config.json", read_json(folder / "config.json") | {"matter": settings["matter"]})
 
 
 def _write(training: WordsTraining, partial: Path) -> None:

@@ -8,7 +8,8 @@ captions, the decoder does not learn for a long time to look for the thing that 
 `counts` goes on with how many there are of two or three things, how large they are and where they lie. In both, most
 questions come in several wordings: asked in one, the decoder takes the name from its place in the sentence.
 `words` trains the two on everything that can be asked about a picture.
-`export` writes the folder that the library loads, measures the drawn world's spread, and needs no training.
+`export` writes the folder that the library loads, measures the drawn world's spread, and needs no training; where no
+tower was trained, the matting head of the model that all began with comes along.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mm.checkpoints.hub import locate
 from mm.checkpoints.loading import load
 from mm.encoders.base import ImageFeatures
 from mm.joined import Joined
@@ -202,7 +204,8 @@ def main() -> None:
         steps = {"pair_steps": args.pair_steps, "heads_steps": args.heads_steps}
         steps |= {"names_steps": args.names_steps, "counts_steps": args.counts_steps, "words_steps": args.words_steps}
         trained = train(args.work, **steps, batch=args.batch, device=device, init=args.init)
-    export(trained.cpu().eval(), args.out)
+    start = locate(args.init).folder if args.init and not args.pair_steps else None
+    export(trained.cpu().eval(), args.out, matting_of=start)
 
 
 if __name__ == "__main__":
