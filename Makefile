@@ -52,6 +52,8 @@ weights: $(VENV)/.installed ## train the embedded weights anew (hours on two cor
 	$(BIN)/python -m mm.recipes.tiny --work runs/tiny
 	$(BIN)/python -m mm.recipes.matting --work runs/matte
 	$(BIN)/python -m mm.recipes.soft_towers --work runs/soft
+	$(BIN)/python -m mm.recipes.tiny --work runs/words --init tiny --pair-steps 0 --heads-steps 0 --names-steps 0 \
+		--counts-steps 0 --words-steps 550
 
 eval: $(VENV)/.installed ## measure the embedded weights; writes the scores and the README's table
 	$(BIN)/mm eval scenes --out mm/weights/tiny/scores.json --readme README.md

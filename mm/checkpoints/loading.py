@@ -47,9 +47,10 @@ def load(
     other folder with heads of ours, is float32. device: `cpu`, `cuda`, `cuda:1`, `mps`; nothing is chosen for you.
     pad: `square` pads pictures with the mean colour before they are resized, as the authors of LLaVA do; for
     vision-language folders as others publish them.
-    int8: the layers of the decoder keep their weights in 8 bits, one scale an output, which takes half the memory and
-    writes sooner on a processor; for decoders of the Llama layout, with dtype="bfloat16". Answers may change: what a
-    layer gives is off by about 1 %. With the decoder of `tiny` so rounded, 96 scenes scored what they score without.
+    int8: once loaded, the layers of the decoder keep their weights in 8 bits, one scale an output: half the memory of
+    bfloat16, and a single answer is written sooner on a processor. For decoders of the Llama layout, with
+    dtype="bfloat16". Answers may change: what a layer gives is off by about 1 %. With the decoder of `tiny` so rounded,
+    96 scenes scored what they score without.
 
     Raises:
         CheckpointError: no such model, or its files are damaged or do not fit together.
