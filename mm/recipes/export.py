@@ -68,8 +68,11 @@ def export(training: WordsTraining, out: Path, *, matting_of: Path | None = None
     """
     with replacing(out) as partial:
         _write(training, partial)
-        if matting_of is not None:
-            _take_matting(matting_of, partial)
+        settings = read_json(matting_of / "config.json") if matting_of else {}
+        if matting_of and "matter" in settings:
+            theirs = load_tensors(matting_of / "joined.safetensors")
+            head = {k.removeprefix("matter."): v for k, v in theirs.items() if k.startswith("matter.")}
+            put_matting(head, settings["matter"], partial)
         for kept in ("scores.json", "scores_unseen.json", "README.md"):
             if (out / kept).exists():
                 shutil.copy(out / kept, partial / kept)
@@ -97,12 +100,10 @@ def _put_tensors(tensors: dict[str, Tensor], prefix: str, folder: Path) -> None:
     _save(others | tensors, path)
 
 
-def _take_matting(source: Path, folder: Path) -> None:
-    settings = read_json(source / "config.json")
-    if "matter" in settings:
-        head = {k: v for k, v in load_tensors(source / "joined.safetensors").items() if k.startswith("matter.")}
-        _put_tensors(head, "matter.", folder)
-        _write_json(folder / "config.json", read_json(folder / "config.json") | {"matter": settings["matter"]})
+def put_matting(weights: dict[str, Tensor], settings: dict[str, Any], folder: Path) -> None:
+    """Replaces the matting head of an exported folder, or gives it one. weights: by the head's own names."""
+    _put_tensors({f"matter.{k}": v for k, v in weights.items()}, "matter.", folder)
+    _write_json(folder / "config.json", read_json(folder / "config.json") | {"matter": settings})
 
 
 def _write(training: WordsTraining, partial: Path) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-import json
 from pathlib import Path
 
 import torch
@@ -18,11 +17,10 @@ from torch import Tensor, nn
 
 from mm.checkpoints.hub import locate
 from mm.checkpoints.loading import load
-from mm.checkpoints.reading import read_json
 from mm.encoders.base import ImageFeatures, TextFeatures
 from mm.heads.clipmat import ClipMatConfig, ClipMatHead, MatteLogits
 from mm.joined import Joined
-from mm.recipes.export import put_part, replacing
+from mm.recipes.export import put_matting, replacing
 from mm.recipes.fit import fit_stage
 from mm.recipes.matting_batches import SoftBatch, make_soft_batch
 from mm.recipes.tiny import autocast
@@ -120,24 +118,21 @@ class MatteTraining:
         self.joined, self.head = joined, head
 
     def losses(self, batch: SoftBatch) -> dict[str, Tensor]:
-        with autocast(batch.pixels.device), torch.no_grad():
-            image = self.joined.encoder.encode_image(self._prepared(batch), self.joined.spec.layers)
-        return self.losses_of(batch, image)
+        given = self.joined.spec.preprocessing
+        mean, std = (torch.tensor(v, device=batch.pixels.device)[:, None, None] for v in (given.mean, given.std))
+        pixels = ((batch.pixels.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
+        with autocast(pixels.device), torch.no_grad():
+            image = self.joined.encoder.encode_image(pixels, self.joined.spec.layers)
+        return self.losses_of(batch, pixels, image)
 
-    def losses_of(self, batch: SoftBatch, image: ImageFeatures) -> dict[str, Tensor]:
-        """image: what the vision tower says of the batch; gradients go where it came from."""
-        pixels = self._prepared(batch)
+    def losses_of(self, batch: SoftBatch, pixels: Tensor, image: ImageFeatures) -> dict[str, Tensor]:
+        """pixels: the batch as the tower read it; image: what the tower says of it, where gradients go back to."""
         with autocast(pixels.device):
             with torch.no_grad():
                 text = self._text(batch.texts)
             guide = self.head.guide(self.joined.segmenter, image, text, batch.owner)
             out = self.head(pixels, image, text, batch.owner, guide)
         return matte_losses(out, batch.alpha, batch.foreground, batch.pixels.float()[batch.owner])
-
-    def _prepared(self, batch: SoftBatch) -> Tensor:
-        given = self.joined.spec.preprocessing
-        mean, std = (torch.tensor(v, device=batch.pixels.device)[:, None, None] for v in (given.mean, given.std))
-        return ((batch.pixels.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
 
     def _text(self, texts: list[str]) -> TextFeatures:
         """One row a question; each different text passes the tower once."""
@@ -171,9 +166,7 @@ def add_matter(folder: Path, head: nn.Module, config: ClipMatConfig, out: Path) 
     """Writes the model of `folder` to `out` with this head as its part `matter`, in float16; replaces `out`, which may
     be `folder`, as a whole."""
     with replacing(out, folder) as partial:
-        put_part(head, "matter", partial)
-        settings = read_json(partial / "config.json") | {"matter": dataclasses.asdict(config)}
-        (partial / "config.json").write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
+        put_matting(head.state_dict(), dataclasses.asdict(config), partial)
 
 
 def main() -> None:

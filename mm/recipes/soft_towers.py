@@ -104,7 +104,8 @@ class SoftTraining(nn.Module):
             seen = seen_losses(joined.detector, joined.segmenter, soft, text, lesson.seen)
         terms = {name: _SEEN_WEIGHTS[name] * term for name, term in seen.items()}
         terms["held"] = _HELD * drift(now, then)
-        return terms | {name: _MATTE * term for name, term in matting.losses_of(lesson.matte, soft).items()}
+        mattes = matting.losses_of(lesson.matte, pixels[count:], soft)
+        return terms | {name: _MATTE * term for name, term in mattes.items()}
 
     @property
     def encoder(self) -> Any:
