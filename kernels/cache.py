@@ -115,6 +115,13 @@ class KVCache:
         pair.narrow(3, self.length, both.shape[3]).copy_(both)
         return self.keys[layer].narrow(2, 0, stop), self.values[layer].narrow(2, 0, stop)
 
+    def buffers(self, layer: int, like: Tensor, token: tuple[int, int, int, int]) -> tuple[Tensor, Tensor]:
+        """Where keys and values of a layer lie, float[B, H, capacity, Dh] each, for who writes the announced token
+        there himself. token: [B, H, 1, Dh], if it is the first; of the dtype and on the device of `like`."""
+        if layer == len(self.keys):
+            self._buffers(layer, *like.new_empty(2, *token))
+        return self.keys[layer], self.values[layer]
+
     def end(self, count: int) -> None:
         """The announced tokens are written in every layer."""
         self.length += count

@@ -119,23 +119,21 @@ def warnings_of(joined: Joined, encoded: Encoded) -> tuple[str, ...]:
 def provenance(joined: Joined, warnings: tuple[str, ...]) -> Source:
     """Weights, preprocessing, kernel, versions and licence of a model."""
     encoder: Any = joined.encoder
+    speaker = joined.speaker
     at = next(encoder.parameters())
     return Source(
         model=joined.name,
         revision=joined.revision,
         sha256=joined.sha256,
         preprocessing=joined.spec.preprocessing.to_dict(),
-        kernel="sdpa",
-        dtype=str(at.dtype).removeprefix("torch.") + ", decoder in int8" * _in_int8(joined),
+        kernel="sdpa" + ", decoder compiled" * (speaker is not None and speaker.decoder.compiled),
+        dtype=str(at.dtype).removeprefix("torch.")
+        + ", decoder in int8" * (speaker is not None and is_int8(speaker.decoder.lm)),
         device=str(at.device),
         versions=_versions(),
         licence=joined.licence,
         warnings=warnings,
     )
-
-
-def _in_int8(joined: Joined) -> bool:
-    return joined.speaker is not None and is_int8(joined.speaker.decoder.lm)
 
 
 def unit(name: str, value: float) -> float:

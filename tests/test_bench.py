@@ -15,20 +15,28 @@ from mm.bench import library, timing
 def test_a_step_and_its_peer_take_turns_after_one_warm_up():
     calls: list[str] = []
     step = timing.Step("x", lambda: calls.append("ours"), peer="p", theirs=lambda: calls.append("theirs"))
-    ours, theirs = timing.medians_ms(step, turns=3)
+    times = timing.times_of(step, turns=3)
     assert calls == ["ours", "theirs"] * 4
-    assert ours >= 0 and theirs is not None
+    assert times.ms >= 0 and times.peer_ms is not None
+
+
+def test_the_ratio_is_the_median_of_what_each_turn_says(monkeypatch: pytest.MonkeyPatch):
+    """A machine that becomes slower in the middle moves both medians, but no turn's ratio."""
+    ours_and_theirs = [(1, 2), (1, 3), (4, 8), (4, 8), (5, 1)]
+    clock = iter(np.cumsum([0, *(t for turn in ours_and_theirs for own in turn for t in (own, 0))])[:-1].tolist())
+    monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    times = timing.times_of(timing.Step("x", int, peer="p", theirs=int), turns=5)
+    assert times == timing.Times(4000, 3000, 2.0)
 
 
 def test_a_cold_step_is_never_warmed_up():
     calls: list[int] = []
-    assert timing.medians_ms(timing.Step("x", lambda: calls.append(1), cold=True), turns=2)[1] is None
+    assert timing.times_of(timing.Step("x", lambda: calls.append(1), cold=True), turns=2).ratio is None
     assert len(calls) == 2
 
 
 def test_times_are_milliseconds():
-    ours, _ = timing.medians_ms(timing.Step("sleep", lambda: time.sleep(0.02)), turns=3)
-    assert 20 <= ours < 200
+    assert 20 <= timing.times_of(timing.Step("sleep", lambda: time.sleep(0.02)), turns=3).ms < 200
 
 
 def test_the_scene_is_the_same_every_time():

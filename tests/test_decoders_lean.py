@@ -10,9 +10,10 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from mm.decoders import lean
+from mm.decoders import lean, rows
 from mm.decoders.causal import CausalDecoder
-from mm.decoders.lean import LeanLlama, Matrix
+from mm.decoders.layout import fits
+from mm.decoders.rows import Matrix
 
 SIZE = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 6, "num_key_value_heads": 2,
         "vocab_size": 130, "intermediate_size": 70, "max_position_embeddings": 64}  # fmt: skip
@@ -36,7 +37,7 @@ def steps(decoder: CausalDecoder, tokens: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("small", [1, 2**18], ids=["in blocks", "in rows"])
 @pytest.mark.parametrize("bias", [False, True])
 def test_matrices_side_by_side_equal_their_layers(monkeypatch: pytest.MonkeyPatch, small: int, bias: bool) -> None:
-    monkeypatch.setattr(lean, "_SMALL", small)
+    monkeypatch.setattr(rows, "_SMALL", small)
     layers = [torch.nn.Linear(24, width, bias=bias) for width in (32, 7, 50)]
     row, before = torch.randn(24), torch.randn(89)
     with torch.inference_mode():
@@ -50,7 +51,7 @@ def test_matrices_side_by_side_equal_their_layers(monkeypatch: pytest.MonkeyPatc
 def test_large_narrow_matrices_give_what_torch_gives(
     monkeypatch: pytest.MonkeyPatch, bias: bool, dtype: torch.dtype
 ) -> None:
-    monkeypatch.setattr(lean, "_WIDE", 1)
+    monkeypatch.setattr(rows, "_WIDE", 1)
     torch.manual_seed(0)
     layers = [torch.nn.Linear(192, width, bias=bias).to(dtype) for width in (256, 64)]
     row = torch.randn(192).to(dtype)
@@ -65,7 +66,7 @@ def test_large_narrow_matrices_give_what_torch_gives(
 def test_a_matrix_takes_in_the_norm_the_scale_and_the_sum(
     monkeypatch: pytest.MonkeyPatch, small: int, width: int, dtype: torch.dtype
 ) -> None:
-    monkeypatch.setattr(lean, "_SMALL", small)
+    monkeypatch.setattr(rows, "_SMALL", small)
     torch.manual_seed(0)
     layer = torch.nn.Linear(24, width, bias=False).to(dtype)
     row, norm, before = (torch.randn(count).to(dtype) for count in (24, 24, width))
@@ -78,7 +79,7 @@ def test_a_matrix_takes_in_the_norm_the_scale_and_the_sum(
 @pytest.mark.parametrize("small", [1, 2**18], ids=["in blocks", "in rows"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_steps_equal_the_module(monkeypatch: pytest.MonkeyPatch, small: int, dtype: torch.dtype) -> None:
-    monkeypatch.setattr(lean, "_SMALL", small)
+    monkeypatch.setattr(rows, "_SMALL", small)
     lm = llama().to(dtype)
     decoder = CausalDecoder(lm, TOKENIZER)
     tokens = torch.randn(1, 8, 48).to(dtype)
@@ -154,7 +155,7 @@ def test_a_model_too_large_to_copy_is_read_where_it_lies(monkeypatch: pytest.Mon
 )
 def test_what_the_lean_layers_do_not_know_goes_through_the_module(lm: Any) -> None:
     model = lm()
-    assert not LeanLlama.fits(model)
+    assert not fits(model)
     tokens = torch.randn(1, 8, 48)
     with torch.inference_mode():
         full = model(inputs_embeds=tokens).logits
@@ -168,4 +169,4 @@ def test_a_replaced_layer_is_not_overlooked() -> None:
 
     lm = llama()
     lm.model.layers[0].self_attn.v_proj = Adapted(48, 16)
-    assert not LeanLlama.fits(lm)
+    assert not fits(lm)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from mm.bench import generate as bench_generate
+from tests.test_compiled import there
 
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-         "intermediate_size": 48, "vocab_size": 64, "max_position_embeddings": 256}  # fmt: skip
+         "intermediate_size": 64, "vocab_size": 64, "max_position_embeddings": 256}  # fmt: skip
 
 
 def test_both_ways_write_the_same_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -16,9 +17,10 @@ def test_both_ways_write_the_same_tokens(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(bench_generate, "ANSWER", 3)
     monkeypatch.setattr(bench_generate, "DTYPES", ("float32", "int8"))
     rows = bench_generate.run(repeats=1, shapes=("small",))
-    assert [row["step"] for row in rows] == ["5 tokens, small", "8 questions about one picture, small"] * 2
-    assert [row["dtype"] for row in rows] == ["float32"] * 2 + ["int8"] * 2
-    assert all(row["same_tokens"] == 1.0 for row in rows[:2])
+    steps = ["5 tokens, small", *["5 tokens, small, compiled"] * there(), "8 questions about one picture, small"]
+    assert [row["step"] for row in rows] == steps * 2
+    assert [row["dtype"] for row in rows] == ["float32"] * len(steps) + ["int8"] * len(steps)
+    assert all(row["same_tokens"] == 1.0 for row in rows[: len(steps)])
     assert all(row["ratio"] == pytest.approx(row["peer_ms"] / row["ms"]) for row in rows)
 
 

@@ -16,6 +16,7 @@ import mm
 from mm.checkpoints.saved import write_decoder
 from mm.decoders.causal import CausalDecoder
 from mm.decoders.int8 import Int8Linear, is_int8, to_int8
+from mm.decoders.rows import SingleRows
 from mm.errors import InputError
 from mm.kernels import int8
 from mm.kernels.int8 import linear_int8, rounded
@@ -82,10 +83,12 @@ def test_single_steps_equal_all_tokens_at_once_and_nothing_is_kept_twice(kind: s
     assert (found - full).abs().max() <= 0.03 * full.abs().max()
     assert decoder.lean is not None
     prepared = decoder.lean._prepared()
-    assert prepared is not None and prepared is decoder.lean._prepared()
-    attention = lm.model.layers[0].self_attn
+    assert isinstance(prepared, SingleRows) and prepared is decoder.lean._prepared()
+    attention, x = lm.model.layers[0].self_attn, torch.randn(1, 64, dtype=torch.bfloat16, requires_grad=True)
+    attention.q_proj(x).sum().backward()  # a connector can still be trained in front of it
+    assert x.grad is not None
     places = {part.weight.untyped_storage().data_ptr() for part in (attention.q_proj, attention.k_proj)}
-    assert len(places) == 1 and prepared[0][0].qkv.weight.untyped_storage().data_ptr() in places
+    assert len(places) == 1 and prepared.layers[0].qkv.weight.untyped_storage().data_ptr() in places
 
 
 @pytest.fixture(scope="module")

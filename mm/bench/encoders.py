@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from mm.bench.timing import Step, medians_ms
+from mm.bench.timing import Step, times_of
 from mm.encoders.build import Dtype, load_encoder
 from mm.images import open_image
 from mm.pictures.side_by_side import side_by_side
@@ -86,12 +86,12 @@ def _rows(case: Case, folder: Path, files: list[Path], texts: list[str], repeats
             ("texts", read, lambda: words(texts)),
         ):
             cosine = float(F.cosine_similarity(mine().float(), theirs().float(), dim=-1).min())
-            ms, peer_ms = medians_ms(Step(name, mine, theirs=theirs), repeats)
-            assert peer_ms is not None
+            times = times_of(Step(name, mine, theirs=theirs), repeats)
+            assert times.peer_ms is not None
             rows.append(
                 {
-                    "encoder": case.name, "input": name, "dtype": dtype, "per_s": len(files) * 1000 / ms,
-                    "peer": case.library, "peer_per_s": len(files) * 1000 / peer_ms, "ratio": peer_ms / ms,
+                    "encoder": case.name, "input": name, "dtype": dtype, "per_s": len(files) * 1000 / times.ms,
+                    "peer": case.library, "peer_per_s": len(files) * 1000 / times.peer_ms, "ratio": times.ratio,
                     "cosine": cosine,
                 }
             )  # fmt: skip

@@ -1,13 +1,15 @@
 """Times generation beside transformers' own `generate()`, on the same random weights and in turns with it.
 
 A ratio above 1 means that `mm` is faster. Both read a picture of `PICTURE` tokens and a prompt of `PROMPT` tokens, and
-write `NEW` tokens; or they answer `QUESTIONS` questions of `QUESTION` tokens about one picture in `ANSWER` tokens each.
-Rows of `int8` are ours with rounded weights beside transformers in bfloat16. Random weights find most words about
-equally likely, so that there the tokens soon part; it says nothing of what rounding costs a trained model.
+write `NEW` tokens, ours with and without compiled routines; or they answer `QUESTIONS` questions of `QUESTION` tokens
+about one picture in `ANSWER` tokens each. Rows of `int8` are ours with rounded weights beside transformers in bfloat16.
+Random weights find most words about equally likely, so that there the tokens soon part; it says nothing of what
+rounding costs a trained model.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +18,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from mm.bench.timing import Step, medians_ms
+from mm.bench.timing import Step, times_of
 
 PICTURE, PROMPT, NEW = 64, 96, 64
 QUESTIONS, QUESTION, ANSWER = 8, 12, 16
@@ -48,37 +50,39 @@ def run(repeats: int = 5, shapes: tuple[str, ...] = tuple(SHAPES), progress: boo
     for shape, dtype in tqdm(plan, disable=not progress, leave=False, unit="model"):
         for case in cases(shape, dtype):
             agreed = _agreement(case.ours(), case.theirs())
-            ours, theirs = medians_ms(Step(case.name, case.ours, theirs=case.theirs), repeats)
-            assert theirs is not None
+            times = times_of(Step(case.name, case.ours, theirs=case.theirs), repeats)
             rows.append({
-                "step": case.name, "dtype": dtype, "ms": ours, "peer": "transformers generate", "peer_ms": theirs,
-                "ratio": theirs / ours, "same_tokens": agreed,
+                "step": case.name, "dtype": dtype, "ms": times.ms, "peer": "transformers generate",
+                "peer_ms": times.peer_ms, "ratio": times.ratio, "same_tokens": agreed,
             })  # fmt: skip
     return rows
 
 
 def cases(shape: str, dtype: str) -> list[Case]:
-    """One answer, and several questions about one picture, with random weights of that shape."""
+    """One answer, the same by compiled routines where this machine has them, and several questions about one picture,
+    with random weights of that shape."""
     import torch
 
     from mm.decoders.causal import CausalDecoder
     from mm.decoders.int8 import to_int8
     from mm.generation.loop import generate
+    from mm.kernels.row import NotCompiled
 
     lm = mine = random_llama(SHAPES[shape], torch.float32 if dtype == "float32" else torch.bfloat16)
     if dtype == "int8":
         mine = copy.deepcopy(lm)
         to_int8(mine, shape)
-    decoder = CausalDecoder(mine, SimpleNamespace(eos_token_id=None, decode=lambda ids, **_: ""))
+    tokenizer: Any = SimpleNamespace(eos_token_id=None, decode=lambda ids, **_: "")
+    decoder, compiled = CausalDecoder(mine, tokenizer), CausalDecoder(mine, tokenizer)
     chance = torch.Generator().manual_seed(1)
     vocabulary, width = lm.config.vocab_size, lm.config.hidden_size
     prompt = torch.randint(3, vocabulary, (PROMPT,), generator=chance).tolist()
     questions = torch.randint(3, vocabulary, (QUESTIONS, QUESTION), generator=chance).tolist()
     picture = torch.randn(1, PICTURE, width, generator=chance).to(lm.dtype)
 
-    def ours(asked: list[list[int]], count: int) -> list[list[int]]:
-        prefix = decoder.extend(picture)[1]
-        *_, rows = generate(decoder, prefix, asked, max_new_tokens=count)
+    def ours(asked: list[list[int]], count: int, by: CausalDecoder = decoder) -> list[list[int]]:
+        prefix = by.extend(picture)[1]
+        *_, rows = generate(by, prefix, asked, max_new_tokens=count)
         return [row.ids for row in rows]
 
     @torch.inference_mode()
@@ -91,7 +95,7 @@ def cases(shape: str, dtype: str) -> list[Case]:
             answers.append(made[0].tolist())
         return answers
 
-    return [
+    found = [
         Case(f"{NEW} tokens, {shape}", lambda: ours([prompt], NEW), lambda: theirs([prompt], NEW)),
         Case(
             f"{QUESTIONS} questions about one picture, {shape}",
@@ -99,6 +103,13 @@ def cases(shape: str, dtype: str) -> list[Case]:
             lambda: theirs(questions, ANSWER),
         ),
     ]
+    with contextlib.suppress(NotCompiled):
+        compiled.compile_rows()
+        quick = Case(
+            f"{NEW} tokens, {shape}, compiled", lambda: ours([prompt], NEW, compiled), lambda: theirs([prompt], NEW)
+        )
+        found.insert(1, quick)
+    return found
 
 
 def random_llama(shape: dict[str, int], dtype: Any) -> Any:

@@ -17,7 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from mm.bench.encoders import byte_tokenizer, pictures
-from mm.bench.timing import Step, medians_ms
+from mm.bench.timing import Step, times_of
 from mm.tasks.detect import detect
 from mm.tasks.segment import segment
 
@@ -69,9 +69,9 @@ def _rows(
 ) -> list[dict[str, Any]]:
     rows = []
     for count, ours, theirs in tqdm(cases, disable=not progress, leave=False, unit="case"):
-        ms, peer_ms = medians_ms(Step(name, ours, theirs=theirs), repeats)
-        assert peer_ms is not None
-        rows.append({name: count, "ms": ms, "peer": "transformers", "peer_ms": peer_ms, "ratio": peer_ms / ms})
+        times = times_of(Step(name, ours, theirs=theirs), repeats)
+        cells = {"ms": times.ms, "peer": "transformers", "peer_ms": times.peer_ms, "ratio": times.ratio}
+        rows.append({name: count, **cells})
     return rows
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from mm.bench.timing import Step, medians_ms
+from mm.bench.timing import Step, times_of
 from mm.scenes.render import render_scene
 from mm.zoo import find
 
@@ -28,7 +28,7 @@ _FIRST_CAPTION = "import sys; from mm.tasks.caption import caption; caption(sys.
 
 
 def run(model: str = "tiny", repeats: int = 20, progress: bool = False) -> list[dict[str, Any]]:
-    """Rows ``step, ms, peer, peer_ms, ratio``; times are medians in milliseconds, `ratio` is peer / ours.
+    """Rows ``step, ms, peer, peer_ms, ratio``; times are medians in milliseconds, `ratio` is that of peer / ours.
 
     `repeats` counts the timed turns of each warm step; starts of a process are timed `COLD_TURNS` times.
     """
@@ -38,9 +38,9 @@ def run(model: str = "tiny", repeats: int = 20, progress: bool = False) -> list[
         Image.fromarray(scene()).save(picture)
         steps = (*_cold_steps(model, picture), *_warm_steps(model, picture))
         for step in tqdm(steps, disable=not progress, leave=False, unit="step"):
-            ours, theirs = medians_ms(step, COLD_TURNS if step.cold else repeats)
-            ratio = theirs / ours if theirs is not None else None
-            rows.append({"step": step.name, "ms": ours, "peer": step.peer, "peer_ms": theirs, "ratio": ratio})
+            times = times_of(step, COLD_TURNS if step.cold else repeats)
+            cells = {"ms": times.ms, "peer": step.peer, "peer_ms": times.peer_ms, "ratio": times.ratio}
+            rows.append({"step": step.name, **cells})
     return rows
 
 

@@ -1,4 +1,4 @@
-"""How things are timed: ours and the peer's in turns, medians in milliseconds."""
+"""How things are timed: ours and the peer's in turns."""
 
 from __future__ import annotations
 
@@ -38,8 +38,18 @@ def machine() -> dict[str, str]:
     }
 
 
-def medians_ms(step: Step, turns: int) -> tuple[float, float | None]:
-    """The median times of a step and of its peer, taken in alternation; a warm step runs once untimed."""
+@dataclass(frozen=True)
+class Times:
+    """Medians in milliseconds. ratio: the median of what each turn says, peer / ours, which a machine whose speed
+    drifts from turn to turn hardly moves; without a peer there is none."""
+
+    ms: float
+    peer_ms: float | None = None
+    ratio: float | None = None
+
+
+def times_of(step: Step, turns: int) -> Times:
+    """A step and its peer in alternation; a warm step runs once untimed."""
     calls = [call for call in (step.ours, step.theirs) if call is not None]
     times: list[list[float]] = [[] for _ in calls]
     if not step.cold:
@@ -50,5 +60,7 @@ def medians_ms(step: Step, turns: int) -> tuple[float, float | None]:
             begin = time.perf_counter()
             call()
             kept.append((time.perf_counter() - begin) * 1000)
-    medians = [statistics.median(kept) for kept in times]
-    return medians[0], medians[1] if step.theirs else None
+    if step.theirs is None:
+        return Times(statistics.median(times[0]))
+    ratio = statistics.median(theirs / ours for ours, theirs in zip(*times, strict=True))
+    return Times(statistics.median(times[0]), statistics.median(times[1]), ratio)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import threading
+import warnings
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -17,6 +18,7 @@ from mm.checkpoints.llava import Pad, is_llava, load_llava
 from mm.checkpoints.published import head_parts
 from mm.checkpoints.reading import check_folder, fingerprint, load_into, load_tensors, read_json
 from mm.checkpoints.saved import part_folder, read_speaker
+from mm.decoders.base import Decoder
 from mm.decoders.int8 import to_int8
 from mm.encoders.base import Encoder, EncoderSpec
 from mm.encoders.build import Dtype, licence_of, load_encoder
@@ -26,6 +28,7 @@ from mm.heads.clipmat import ClipMatConfig, ClipMatHead
 from mm.heads.clipseg_style import ClipSegStyleConfig, ClipSegStyleHead
 from mm.heads.owlvit import OwlConfig, OwlHead
 from mm.joined import Joined
+from mm.kernels.row import NotCompiled
 from mm.vlm import Speaker, seen
 from mm.world import World
 from mm.zoo import MODELS
@@ -38,7 +41,7 @@ _guard = threading.Lock()
 
 def load(
     name: str | os.PathLike[str] = "tiny", *, dtype: Dtype = "float32", device: str = "cpu", pad: Pad | None = None,
-    int8: bool = False,
+    int8: bool = False, compile: bool = False,
 ) -> Joined:  # fmt: skip
     """The model of this name or folder, loaded once a process; threads that ask at once wait for the one load.
 
@@ -51,6 +54,9 @@ def load(
     bfloat16, and a single answer is written sooner on a processor. For decoders of the Llama layout, with
     dtype="bfloat16". Answers may change: what a layer gives is off by about 1 %. With the decoder of `tiny` so rounded,
     96 scenes scored what they score without.
+    compile: on a processor, the decoder writes each token of a single answer through routines that the system's C++
+    compiler builds within a second: the same answers, sooner. Where there is no compiler, or nothing is compiled for
+    this decoder or processor, a warning says so and all goes on without.
 
     Raises:
         CheckpointError: no such model, or its files are damaged or do not fit together.
@@ -61,23 +67,39 @@ def load(
         raise InputError(f"dtype: expected one of {', '.join(known)}, got {dtype!r}.{nearest(str(dtype), known)}")
     at = _device(device)
     found = locate(name)
-    key = (found.folder.resolve(), found.form, dtype, at, *((pad,) if pad else ()), *(("int8",) if int8 else ()))
+    options = (pad, "int8" * int8, "compile" * compile)
+    key = (found.folder.resolve(), found.form, dtype, at, *filter(None, options))
     with _guard:
         lock = _locks.setdefault(key, threading.Lock())
     with lock:
         stamp = written(found.folder)
         if key not in _loaded or _loaded[key][0] != stamp:
             made = _load(os.fspath(name), found, dtype, pad)
-            _loaded[key] = (stamp, (_with_int8(made) if int8 else made).to(at))
+            made = (_with_int8(made) if int8 else made).to(at)
+            _loaded[key] = (stamp, _with_compiled(made) if compile else made)
         return _loaded[key][1]
 
 
 def _with_int8(joined: Joined) -> Joined:
     """Its decoder in int8, in place."""
+    to_int8(_decoder(joined).lm, joined.name)
+    return joined
+
+
+def _with_compiled(joined: Joined) -> Joined:
+    """Its decoder with compiled routines where that can be, in place."""
+    decoder = _decoder(joined)
+    try:
+        decoder.compile_rows()
+    except NotCompiled as error:
+        warnings.warn(f"compile: {error}; {joined.name} goes on without", stacklevel=3)
+    return joined
+
+
+def _decoder(joined: Joined) -> Decoder:
     speaker = joined.need("speaker")
     assert isinstance(speaker, Speaker)
-    to_int8(speaker.decoder.lm, joined.name)
-    return joined
+    return speaker.decoder
 
 
 def written(folder: Path) -> int:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mm.errors import ResourceLimitError
+from mm.kernels.row import NotCompiled
 
 _CONTEXT_NAMES = ("max_position_embeddings", "max_seq_len", "n_positions", "context_length")
 
@@ -99,6 +100,18 @@ class Decoder(nn.Module, ABC):
         self._check_room(cache, embeds.shape[1])
         logits = self._read(embeds.to(self.table.weight.dtype), cache, lengths, keep or 1).float()
         return logits if keep else logits[:, -1], cache.prefix() if fresh else cache
+
+    def compile_rows(self) -> None:
+        """Single tokens go through compiled routines from now on, see `mm.kernels.row`.
+
+        Raises:
+            NotCompiled: why they do not.
+        """
+        raise NotCompiled(f"a decoder of kind {self.lm.config.model_type} goes through its own modules")
+
+    @property
+    def compiled(self) -> bool:
+        return False
 
     @abstractmethod
     def _read(self, embeds: Tensor, cache: Any, lengths: Sequence[int] | None, keep: int) -> Tensor:

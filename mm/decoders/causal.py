@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mm.decoders.base import Decoder
+from mm.decoders.layout import fits
 from mm.decoders.lean import LeanLlama
 from mm.kernels.cache import KVCache, KVPrefix
 
@@ -21,7 +22,17 @@ class CausalDecoder(Decoder):
     @cached_property
     def lean(self) -> LeanLlama | None:
         """The layers as functions over the model's own weights, where its layout is one that is known."""
-        return LeanLlama(self.lm) if LeanLlama.fits(self.lm) else None
+        return LeanLlama(self.lm) if fits(self.lm) else None
+
+    def compile_rows(self) -> None:
+        if self.lean is None:
+            super().compile_rows()
+        else:
+            self.lean.compile()
+
+    @property
+    def compiled(self) -> bool:
+        return self.lean is not None and self.lean.compiled
 
     @property
     def ragged(self) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor
 from mm.checkpoints.reading import check_folder, load_weights, read_json
 from mm.decoders.base import Decoder
 from mm.decoders.build import build_decoder
-from mm.decoders.lean import LeanLlama
+from mm.decoders.layout import fits
 from mm.encoders.build import Dtype
 from mm.encoders.transformers_weights import build_model, refusing
 from mm.errors import CheckpointError
@@ -64,7 +64,7 @@ def language_model(folder: Path, config: Any, tensors: dict[str, Tensor], *, dty
     if (folder / "generation_config.json").is_file():
         with refusing(folder):
             lm.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
-    if not LeanLlama.fits(lm):
+    if not fits(lm):
         quicken(lm)
     return lm
 

@@ -37,12 +37,12 @@ def to_int8(lm: Any, name: str) -> None:
     Raises:
         InputError: the model, called `name`, is not in bfloat16 or not of the Llama layout.
     """
-    from mm.decoders.lean import LAYOUTS, LeanLlama
+    from mm.decoders.layout import LAYOUTS, fits
 
     if lm.dtype != torch.bfloat16:
         kept = str(lm.dtype).removeprefix("torch.")
         raise InputError(f'int8: {name} is in {kept}; weights of 8 bits go with dtype="bfloat16"')
-    if not LeanLlama.fits(lm):
+    if not fits(lm):
         raise InputError(
             f"int8: expected a decoder of the layout of {', '.join(LAYOUTS)}; that of {name} is {lm.config.model_type}"
         )
@@ -52,11 +52,13 @@ def to_int8(lm: Any, name: str) -> None:
                 setattr(module, child, Int8Linear(layer))
 
 
-def is_int8(lm: nn.Module) -> bool:
-    return any(isinstance(module, Int8Linear) for module in lm.modules())
+def is_int8(lm: Any) -> bool:
+    """Whether `to_int8` was here; it takes all layers or none."""
+    layers = getattr(getattr(lm, "model", None), "layers", None)
+    return bool(layers) and any(isinstance(part, Int8Linear) for part in layers[0].modules())
 
 
-def check_whole(lm: nn.Module) -> None:
-    """Raises an InputError for a model whose weights were rounded: it is not to be written or trained."""
+def check_whole(lm: Any) -> None:
+    """Raises an InputError for a model whose weights were rounded: it is not to be written."""
     if is_int8(lm):
         raise InputError("the decoder's weights are rounded to 8 bits; load the model without int8")
