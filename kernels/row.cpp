@@ -6,17 +6,6 @@
 #include <cstdint>
 #include <cstring>
 
-namespace {
-
-constexpr long kLanes = 16;
-constexpr long kWorthThreads = 1 << 16;  // products of a call; fewer are done sooner than a second thread is woken
-
-typedef float Floats __attribute__((vector_size(4 * kLanes)));
-typedef uint32_t Words __attribute__((vector_size(4 * kLanes)));
-typedef int32_t Integers __attribute__((vector_size(4 * kLanes)));
-typedef int16_t Shorts __attribute__((vector_size(2 * kLanes)));
-typedef int8_t Bytes __attribute__((vector_size(kLanes)));
-
 struct bfloat16 {
   uint16_t bits;
   operator float() const {
@@ -26,6 +15,17 @@ struct bfloat16 {
     return value;
   }
 };
+
+namespace {
+
+constexpr int64_t kLanes = 16;
+constexpr int64_t kWorthThreads = 1 << 16;  // products of a call; fewer are done sooner than a second thread is woken
+
+typedef float Floats __attribute__((vector_size(4 * kLanes)));
+typedef uint32_t Words __attribute__((vector_size(4 * kLanes)));
+typedef int32_t Integers __attribute__((vector_size(4 * kLanes)));
+typedef int16_t Shorts __attribute__((vector_size(2 * kLanes)));
+typedef int8_t Bytes __attribute__((vector_size(kLanes)));
 
 template <class T> T rounded(float value);
 template <> float rounded<float>(float value) { return value; }
@@ -45,15 +45,15 @@ template <class V> V load(const void* from) {
 // How a row lies beside weights of one kind, and what they give together. All read `2 * kLanes` inputs at a time.
 
 template <class W> struct Weights {  // float and int8: in their order
-  static void lay(const float* row, Floats* laid, long inputs) { std::memcpy(laid, row, inputs * sizeof(float)); }
+  static void lay(const float* row, Floats* laid, int64_t inputs) { std::memcpy(laid, row, inputs * sizeof(float)); }
   static Floats wide(const float* from) { return load<Floats>(from); }
   static Floats wide(const int8_t* from) {  // a step at a time, each of which is one instruction
     const Shorts shorts = __builtin_convertvector(load<Bytes>(from), Shorts);
     return __builtin_convertvector(__builtin_convertvector(shorts, Integers), Floats);
   }
-  static Floats sums(const W* weights, const Floats* row, long inputs) {
+  static Floats sums(const W* weights, const Floats* row, int64_t inputs) {
     Floats first = {}, second = {};
-    for (long i = 0; i < inputs / kLanes; i += 2) {
+    for (int64_t i = 0; i < inputs / kLanes; i += 2) {
       first += wide(weights + i * kLanes) * row[i];
       second += wide(weights + (i + 1) * kLanes) * row[i + 1];
     }
@@ -62,17 +62,17 @@ template <class W> struct Weights {  // float and int8: in their order
 };
 
 template <> struct Weights<bfloat16> {  // the second of each pair of neighbours in front of the first
-  static void lay(const float* row, Floats* laid, long inputs) {
+  static void lay(const float* row, Floats* laid, int64_t inputs) {
     float* to = reinterpret_cast<float*>(laid);
-    for (long i = 0; i < inputs; i += 2 * kLanes)
-      for (long lane = 0; lane < kLanes; lane++) {
+    for (int64_t i = 0; i < inputs; i += 2 * kLanes)
+      for (int64_t lane = 0; lane < kLanes; lane++) {
         to[i + lane] = row[i + 2 * lane + 1];
         to[i + kLanes + lane] = row[i + 2 * lane];
       }
   }
-  static Floats sums(const bfloat16* weights, const Floats* row, long inputs) {
+  static Floats sums(const bfloat16* weights, const Floats* row, int64_t inputs) {
     Floats sum = {};
-    for (long i = 0; i < inputs / kLanes; i += 2) {
+    for (int64_t i = 0; i < inputs / kLanes; i += 2) {
       const Words pairs = load<Words>(weights + i * kLanes);
       sum += Floats(pairs & 0xffff0000u) * row[i];
       sum += Floats(pairs << 16) * row[i + 1];
@@ -84,17 +84,17 @@ template <> struct Weights<bfloat16> {  // the second of each pair of neighbours
 float total(Floats sums) {
   float lane[kLanes];
   std::memcpy(lane, &sums, sizeof lane);
-  for (long i = 0; i < 8; i++) lane[i] += lane[i + 8];
-  for (long i = 0; i < 4; i++) lane[i] += lane[i + 4];
+  for (int64_t i = 0; i < 8; i++) lane[i] += lane[i + 8];
+  for (int64_t i = 0; i < 4; i++) lane[i] += lane[i + 4];
   return (lane[0] + lane[1]) + (lane[2] + lane[3]);
 }
 
 // Root mean square norm, rounded before the weight is applied and after it.
-template <class T> void normalise(const T* row, const T* norm, float epsilon, float* out, long count) {
+template <class T> void normalise(const T* row, const T* norm, float epsilon, float* out, int64_t count) {
   double squares = 0;
-  for (long i = 0; i < count; i++) squares += double(row[i]) * double(row[i]);
+  for (int64_t i = 0; i < count; i++) squares += double(row[i]) * double(row[i]);
   const float scale = 1 / std::sqrt(float(squares) / float(count) + epsilon);
-  for (long i = 0; i < count; i++) out[i] = rounded<T>(norm[i] * float(rounded<T>(row[i] * scale)));
+  for (int64_t i = 0; i < count; i++) out[i] = rounded<T>(norm[i] * float(rounded<T>(row[i] * scale)));
 }
 
 }  // namespace
@@ -102,30 +102,30 @@ template <class T> void normalise(const T* row, const T* norm, float epsilon, fl
 // A linear layer. scale: of weights in int8, one an output; bias may be null.
 struct Part {
   const void *weight, *scale, *bias;
-  long outputs;
+  int64_t outputs;
 };
 
 // out = onto + parts(norm(row)), parts side by side; norm, onto: null for none.
 template <class T, class W>
 static void project(
-    const T* row, const T* norm, float epsilon, const Part* parts, long count, const T* onto, T* out, long inputs,
-    long threads) {
+    const T* row, const T* norm, float epsilon, const Part* parts, int64_t count, const T* onto, T* out, int64_t inputs,
+    int64_t threads) {
   float values[inputs];
   Floats laid[inputs / kLanes];
-  long all = 0;
-  for (long p = 0; p < count; p++) all += parts[p].outputs;
+  int64_t all = 0;
+  for (int64_t p = 0; p < count; p++) all += parts[p].outputs;
   if (norm)
     normalise(row, norm, epsilon, values, inputs);
   else
-    for (long i = 0; i < inputs; i++) values[i] = row[i];
+    for (int64_t i = 0; i < inputs; i++) values[i] = row[i];
   Weights<W>::lay(values, laid, inputs);
 #pragma omp parallel num_threads(threads) if (all * inputs > kWorthThreads)
-  for (long p = 0, begin = 0; p < count; begin += parts[p++].outputs) {
+  for (int64_t p = 0, begin = 0; p < count; begin += parts[p++].outputs) {
     const W* weight = static_cast<const W*>(parts[p].weight);
     const T* scale = static_cast<const T*>(parts[p].scale);
     const T* bias = static_cast<const T*>(parts[p].bias);
 #pragma omp for schedule(static) nowait
-    for (long i = 0; i < parts[p].outputs; i++) {
+    for (int64_t i = 0; i < parts[p].outputs; i++) {
       float sum = total(Weights<W>::sums(weight + i * inputs, laid, inputs));
       if (scale) sum *= float(scale[i]);
       const T made = rounded<T>(bias ? sum + float(bias[i]) : sum);
@@ -139,41 +139,38 @@ static void project(
 template <class T>
 static void rotate(
     const T* mixed, const T* cosine, const T* sine, const T* query_norm, const T* key_norm, float epsilon,
-    long heads, long shared, long width, T* out, T* keys, T* values, long stride) {
+    int64_t heads, int64_t shared, int64_t width, T* out, T* keys, T* values, int64_t stride) {
   float head[width];
-  for (long h = 0; h < heads + shared; h++, mixed += width) {
+  for (int64_t h = 0; h < heads + shared; h++, mixed += width) {
     const T* norm = h < heads ? query_norm : key_norm;
     T* to = h < heads ? out + h * width : keys + (h - heads) * stride;
     if (norm)
       normalise(mixed, norm, epsilon, head, width);
     else
-      for (long i = 0; i < width; i++) head[i] = mixed[i];
-    for (long i = 0; i < width; i++) {
+      for (int64_t i = 0; i < width; i++) head[i] = mixed[i];
+    for (int64_t i = 0; i < width; i++) {
       const float other = head[i < width / 2 ? i + width / 2 : i - width / 2];
       const T straight = rounded<T>(head[i] * float(cosine[i])), turned = rounded<T>(other * float(sine[i]));
       to[i] = rounded<T>(float(straight) + float(turned));
     }
   }
-  for (long h = 0; h < shared; h++, mixed += width) std::memcpy(values + h * stride, mixed, width * sizeof(T));
+  for (int64_t h = 0; h < shared; h++, mixed += width) std::memcpy(values + h * stride, mixed, width * sizeof(T));
 }
 
-#define PROJECT(NAME, T, W)                                                                              \
-  extern "C" void NAME(const void* row, const void* norm, float epsilon, const Part* parts, long count, \
-                       const void* onto, void* out, long inputs, long threads) {                        \
-    project<T, W>(static_cast<const T*>(row), static_cast<const T*>(norm), epsilon, parts, count,       \
-                  static_cast<const T*>(onto), static_cast<T*>(out), inputs, threads);                  \
+#define PROJECT(NAME, T, W)                                                                                      \
+  extern "C" void NAME(const T* row, const T* norm, float epsilon, const Part* parts, int64_t count, const T* onto, \
+                       T* out, int64_t inputs, int64_t threads) {                                                \
+    project<T, W>(row, norm, epsilon, parts, count, onto, out, inputs, threads);                                 \
   }
 PROJECT(project_float32, float, float)
 PROJECT(project_bfloat16, bfloat16, bfloat16)
 PROJECT(project_int8, bfloat16, int8_t)
 
-#define ROTATE(NAME, T)                                                                                           \
-  extern "C" void NAME(const void* mixed, const void* cosine, const void* sine, const void* query_norm,           \
-                       const void* key_norm, float epsilon, long heads, long shared, long width, void* out,       \
-                       void* keys, void* values, long stride) {                                                   \
-    rotate<T>(static_cast<const T*>(mixed), static_cast<const T*>(cosine), static_cast<const T*>(sine),           \
-              static_cast<const T*>(query_norm), static_cast<const T*>(key_norm), epsilon, heads, shared, width,  \
-              static_cast<T*>(out), static_cast<T*>(keys), static_cast<T*>(values), stride);                      \
+#define ROTATE(NAME, T)                                                                                         \
+  extern "C" void NAME(const T* mixed, const T* cosine, const T* sine, const T* query_norm, const T* key_norm,  \
+                       float epsilon, int64_t heads, int64_t shared, int64_t width, T* out, T* keys, T* values, \
+                       int64_t stride) {                                                                        \
+    rotate<T>(mixed, cosine, sine, query_norm, key_norm, epsilon, heads, shared, width, out, keys, values, stride); \
   }
 ROTATE(rotate_float32, float)
 ROTATE(rotate_bfloat16, bfloat16)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -33,7 +34,7 @@ class NotCompiled(Exception):
 class _Part(ctypes.Structure):
     """As in `row.cpp`."""
 
-    _fields_ = [(name, ctypes.c_void_p) for name in ("weight", "scale", "bias")] + [("outputs", ctypes.c_long)]
+    _fields_ = [(name, ctypes.c_void_p) for name in ("weight", "scale", "bias")] + [("outputs", ctypes.c_int64)]
 
 
 @functools.cache
@@ -43,10 +44,9 @@ def library() -> ctypes.CDLL:
     Raises:
         NotCompiled: there is no compiler, or it does not accept the source.
     """
-    given = os.environ.get("CXX", "c++")
-    compiler = shutil.which(given)
-    if compiler is None:
-        raise NotCompiled(f"there is no C++ compiler {given} here (CXX names another)")
+    compiler, *options = shlex.split(os.environ.get("CXX") or "c++")
+    if shutil.which(compiler) is None:
+        raise NotCompiled(f"there is no C++ compiler {compiler} here (CXX names another)")
     with tempfile.TemporaryDirectory(prefix="mm-", ignore_cleanup_errors=True) as folder:
         made = Path(folder) / "row.so"
         source = Path(__file__).with_name("row.cpp")
@@ -63,7 +63,7 @@ def library() -> ctypes.CDLL:
             raise NotCompiled(f"{compiler} does not build the routines: {last}") from None
         except OSError as error:
             raise NotCompiled(f"the routines that {compiler} built do not load: {error}") from None
-    pointer, number, real = ctypes.c_void_p, ctypes.c_long, ctypes.c_float
+    pointer, number, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
     for kind in ("float32", "bfloat16", "int8"):
         routine = getattr(loaded, f"project_{kind}")
         routine.argtypes = [pointer, pointer, real, pointer, number, pointer, pointer, number, number]

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from mm import types
 from mm.cli import checks, measure, render
 from mm.cli.app import app
+from mm.kernels import row
 from mm.version import __version__
 from mm.zoo import Entry
 
@@ -101,6 +102,18 @@ def test_the_doctor_names_the_cure_of_an_old_a_missing_and_an_optional_part(monk
     assert missing.state == "fault" and "no-such-part" in missing.cure
     assert optional.state == "note" and optional.cure.endswith('"mm-upcycle[demo]"')
     assert good.state == "ok" and good.cure == ""
+
+
+def test_the_doctor_says_whether_there_is_anything_to_compile_with(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(row, "library", lambda: None)
+    assert [finding.state for finding in checks._compiler()] == ["ok"]
+
+    def none() -> None:
+        raise row.NotCompiled("no compiler")
+
+    monkeypatch.setattr(row, "library", none)
+    (found,) = checks._compiler()
+    assert found.state == "note" and "CXX" in found.cure and found.found == "no compiler"
 
 
 def test_the_doctor_says_when_mm_is_not_installed(monkeypatch: pytest.MonkeyPatch):

@@ -31,7 +31,7 @@ class Finding:
 
 def findings() -> list[Finding]:
     """Every check in the order of the report."""
-    return [*_dependencies(), *_torch_pair(), *_devices(), *_hub(), *_weights()]
+    return [*_dependencies(), *_torch_pair(), *_devices(), *_compiler(), *_hub(), *_weights()]
 
 
 def _dependencies() -> Iterator[Finding]:
@@ -117,6 +117,20 @@ def _devices() -> Iterator[Finding]:
 
 def _nvidia_driver() -> bool:
     return shutil.which("nvidia-smi") is not None
+
+
+def _compiler() -> Iterator[Finding]:
+    """Whether `mm.load(…, compile=True)` has anything to compile with."""
+    try:
+        from mm.kernels.row import NotCompiled, library
+    except (ImportError, OSError):
+        return  # The pair's finding has said it.
+    try:
+        library()
+    except NotCompiled as error:
+        yield Finding("compile=True", "note", str(error), "install g++, or name a compiler in CXX")
+    else:
+        yield Finding("compile=True", "ok", "a C++ compiler builds a decoder's routines")
 
 
 def _hub() -> Iterator[Finding]:
