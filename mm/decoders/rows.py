@@ -89,7 +89,7 @@ def _matrix(*layers: Any, norm: Tensor | None = None) -> Matrix | _Int8Matrix:
     return _Int8Matrix(*layers) if isinstance(layers[0], Int8Linear) else Matrix(*layers, norm=norm)
 
 
-class RowNorm:
+class _RowNorm:
     """A root mean square norm of float[K] on a CPU, where one number is cheaper to take out than to broadcast.
 
     In float32 all that is left to do for the matrix behind it is to scale; other dtypes round as `rms` does, for a
@@ -112,7 +112,7 @@ class _SingleRow:
 
     def __init__(self, layer: Layer) -> None:
         self.norms, self.scale = layer.norms, layer.scale
-        self.before, self.between = RowNorm(layer.before), RowNorm(layer.between)
+        self.before, self.between = _RowNorm(layer.before), _RowNorm(layer.between)
         self.qkv, self.out = _matrix(*layer.qkv, norm=self.before.into), _matrix(layer.out)
         self.gate_up, self.down = _matrix(*layer.gate_up, norm=self.between.into), _matrix(layer.down)
         self.act = layer.quick_act
@@ -139,7 +139,7 @@ class SingleRows:
     """See `mm.decoders.layout.Rows`."""
 
     def __init__(self, layers: Sequence[Layer], norm: Any, head: nn.Linear) -> None:
-        self.layers, self.last = [_SingleRow(layer) for layer in layers], RowNorm(norm)
+        self.layers, self.last = [_SingleRow(layer) for layer in layers], _RowNorm(norm)
         self.head = Matrix(head, norm=self.last.into, last=True)
 
     def __call__(self, x: Tensor, cache: KVCache) -> Tensor:
