@@ -77,6 +77,13 @@ def test_things_alike_are_one_group_at_the_place_of_the_leftmost():
     assert caption_of(scene(*objects, background="black")) == expected
 
 
+def test_more_alike_than_there_are_words_for_are_said_in_parts() -> None:
+    stars = [thing("star", "blue", 10 * i, 10) for i in range(6)]
+    said = caption_of(scene(*stars))
+    assert said == "five blue stars and a blue star on a white background"
+    assert mentions(said) == Counter({("plain", "blue", "star"): 6})
+
+
 def test_captions_read_back_as_the_truth(drawn: list[Scene]):
     for each in drawn:
         caption = caption_of(each)

@@ -28,11 +28,18 @@ def phrase(texture: str, colour: str, kind: str, count: int = 1) -> str:
     return " ".join([article, *words, kind])
 
 
+def _spoken(count: int) -> list[int]:
+    """A number as a sum of those that have a word."""
+    whole, rest = divmod(count, len(COUNTS))
+    return [len(COUNTS)] * whole + [rest] * (rest > 0)
+
+
 def caption_of(scene: Scene) -> str:
-    """Every visible object, left to right by the leftmost of each group, then the background."""
+    """Every visible object, left to right by the leftmost of each group, then the background. Six alike are five and
+    one: no word is known for more."""
     ordered = sorted(scene.objects, key=lambda o: o.centre_xy[0])
     groups = Counter((o.texture, o.colour, o.kind) for o in ordered)  # keeps the order of first sight
-    phrases = [phrase(*what, count) for what, count in groups.items()]
+    phrases = [phrase(*what, part) for what, count in groups.items() for part in _spoken(count)]
     listed = phrases[0] if len(phrases) == 1 else ", ".join(phrases[:-1]) + " and " + phrases[-1]
     article = "an" if scene.background[0] in "aeiou" else "a"
     return f"{listed} on {article} {scene.background} background"
