@@ -60,7 +60,7 @@ def test_the_stage_moves_tower_and_head_alone_and_goes_on_where_it_stopped(tmp_p
     parts = [tiny.encoder, tiny.detector, tiny.segmenter, tiny.matter]
     fixed = [part for part in parts if isinstance(part, nn.Module)]
     before = [weights(part) for part in fixed]
-    learnt, settled = train(tmp_path, tiny, steps=2, settle_steps=1, edges_steps=1, batch=2)
+    learnt, settled = train(tmp_path, tiny, steps=2, settle_steps=1, batch=2)
     assert len(fixed) == 4 and all(same(weights(part), was) for part, was in zip(fixed, before, strict=True))
     now = weights(learnt.encoder)
     moved = {name for name in now if not torch.equal(now[name], before[0][name])}
@@ -68,7 +68,7 @@ def test_the_stage_moves_tower_and_head_alone_and_goes_on_where_it_stopped(tmp_p
     assert not same(weights(learnt.head), before[3])
     heads = [weights(settled.detector), weights(settled.segmenter)]
     assert not same(heads[0], before[1]) and not same(heads[1], before[2])
-    again = train(tmp_path, tiny, steps=2, settle_steps=1, edges_steps=1, batch=2)  # nothing is left to do
+    again = train(tmp_path, tiny, steps=2, settle_steps=1, batch=2)  # nothing is left to do
     assert same(weights(again[0]), weights(learnt)) and same(weights(again[1]), weights(settled))
 
 
@@ -96,7 +96,7 @@ def test_what_is_written_loads_and_says_what_was_trained(
     tmp_path: Path, tiny: Joined, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mm.recipes.export._WORLD_SCENES", 150)
-    soft, settled = train(tmp_path / "work", tiny, steps=1, settle_steps=1, edges_steps=1, batch=2)
+    soft, settled = train(tmp_path / "work", tiny, steps=1, settle_steps=1, batch=2)
     export(locate("tiny").folder, tiny, soft, settled, tmp_path / "out")
     written = load(str(tmp_path / "out"))
     pixels = prepare(make_lesson(1, 2).hard)

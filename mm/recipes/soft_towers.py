@@ -1,12 +1,11 @@
 """The recipe that shows a vision tower what fur, glass and smoke look like:
 `python -m mm.recipes.soft_towers --work FOLDER --init MODEL --out FOLDER`.
 
-Three stages, which go on after a kill. In `soft` the vision tower and the matting head learn together from soft
-scenes, while detection head, segmentation head and text tower, all frozen, say what the tower should still see in
-them. On hard scenes the tower is held to what it said before (self-distillation), so that whatever reads it has little
-to learn anew. In `settle` detection and segmentation head learn that little from scenes of both kinds; in `edges` the
-matting head learns to read what the segmentation says by now. The decoder may go on by `words` of `mm.recipes.tiny`.
-The folder written is that of MODEL with tower and heads replaced.
+Two stages, which go on after a kill. In `soft` the vision tower and the matting head learn together from soft scenes,
+while detection head, segmentation head and text tower, all frozen, say what the tower should still see in them. On hard
+scenes the tower is held to what it said before (self-distillation), so that whatever reads it has little to learn anew.
+In `settle` detection and segmentation head learn that little from scenes of both kinds; the decoder may do the same by
+`words` of `mm.recipes.tiny`. The folder written is that of MODEL with tower and heads replaced.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from mm.recipes.export import put_part, put_vision, replacing
 from mm.recipes.fit import fit_stage
 from mm.recipes.losses import detection_loss, mask_loss, region_loss
 from mm.recipes.matting import MatteTraining
-from mm.recipes.matting_batches import SoftBatch, draw_soft_scenes, make_soft_batch, soft_batch_of
+from mm.recipes.matting_batches import SoftBatch, draw_soft_scenes, soft_batch_of
 from mm.recipes.tiny import autocast
 from mm.recipes.tiny_parts import prepare
 from mm.scenes.render import render_scene
@@ -43,9 +42,9 @@ _SEEN_WEIGHTS = {"class": 0.05, "object": 0.2, "box": 0.7, "region": 0.3, "mask"
 _SETTLE_WEIGHTS = {"region": 0.7}  # in `settle`; the others 1
 _SOFT_SHARE = 4  # one scene of so many in `settle`
 _HELD = 10.0  # weight of staying as before on hard scenes
-_MATTE = 10.0
+_MATTE = 4.0
 _TOWER_SHARE = 0.4  # of the learning rate
-_SHIFTS = 6 * 10**7, 7 * 10**7, 8 * 10**7  # so that no other stage has seen the scenes
+_SHIFTS = 6 * 10**7, 7 * 10**7  # so that no other stage has seen the scenes
 
 
 @dataclass(frozen=True)
@@ -172,7 +171,7 @@ def drift(now: ImageFeatures, then: ImageFeatures) -> Tensor:
 
 
 def train(
-    folder: Path, joined: Joined, *, steps: int, settle_steps: int, edges_steps: int, batch: int, workers: int = 1
+    folder: Path, joined: Joined, *, steps: int, settle_steps: int, batch: int, workers: int = 1
 ) -> tuple[SoftTraining, SettleTraining]:
     """Runs the stages as far as `folder` does not hold them complete yet."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -187,14 +186,7 @@ def train(
         "settle", folder, settle, settle.losses, make=functools.partial(make_mixed_batch, size=2 * batch),
         steps=settle_steps, peak=6e-4, shift=_SHIFTS[1], workers=workers, save_every=100,
     )  # fmt: skip
-    seen = replace(joined, encoder=soft.encoder, segmenter=settle.eval().segmenter)
-    edges = MatteTraining(seen, soft.head.train())
-    make = functools.partial(make_soft_batch, size=batch, asks=batch, side=128)
-    fit_stage(
-        "edges", folder, edges.head, edges.losses, make=make,
-        steps=edges_steps, peak=6e-4, shift=_SHIFTS[2], workers=workers, save_every=100,
-    )  # fmt: skip
-    return soft.eval(), settle
+    return soft, settle.eval()
 
 
 def export(folder: Path, joined: Joined, soft: SoftTraining, settle: SettleTraining, out: Path) -> None:
@@ -216,14 +208,12 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder of checkpoints and logs")
     parser.add_argument("--steps", type=int, default=2400, help="of --batch scenes of each kind (default %(default)s)")
     parser.add_argument("--settle-steps", type=int, default=500, help="of twice --batch scenes (default %(default)s)")
-    parser.add_argument("--edges-steps", type=int, default=400, help="of --batch scenes (default %(default)s)")
     parser.add_argument("--batch", type=int, default=16, help="scenes of each kind a step (default %(default)s)")
     parser.add_argument("--init", metavar="MODEL", default="tiny", help="name or folder (default %(default)s)")
     parser.add_argument("--out", type=Path, default=EMBEDDED / "tiny", help="folder to write (default: the embedded)")
     args = parser.parse_args()
     joined = load(args.init, device="cuda" if torch.cuda.is_available() else "cpu")
-    steps = {"steps": args.steps, "settle_steps": args.settle_steps, "edges_steps": args.edges_steps}
-    trained = train(args.work, joined, **steps, batch=args.batch)
+    trained = train(args.work, joined, steps=args.steps, settle_steps=args.settle_steps, batch=args.batch)
     export(locate(args.init).folder, joined, *trained, args.out)
 
 
