@@ -158,8 +158,9 @@ class OwlHead(nn.Module):
         """
         found = self.boxes(image)
         raw = self.class_head.dense0(found.class_tokens).float()
-        if found.objectness is not None:
-            return raw[torch.arange(len(raw)), found.objectness.argmax(-1)]
+        things = self._objectness(found.class_tokens)  # logits, since of several sure things all have probability 1
+        if things is not None:
+            return raw[torch.arange(len(raw)), things.argmax(-1)]
         chosen = []
         for boxes, embeds in zip(found.xyxy, raw, strict=True):
             overlap = _overlap_with_whole(boxes)

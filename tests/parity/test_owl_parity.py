@@ -26,6 +26,7 @@ def released(folder: Path, kind: str, side: int, depth: int) -> tuple[Any, Any]:
     text = make.TEXT | {"max_position_embeddings": 16}
     vision = make.VISION | {"image_size": side, "num_hidden_layers": depth}
     config = getattr(transformers, f"{kind}Config")(text_config=text, vision_config=vision, projection_dim=24)
+    torch.manual_seed(0)
     model = make.shaken(getattr(transformers, f"{kind}ForObjectDetection")(config))
     with torch.no_grad():  # so that sigmoids do not saturate and hide, or float32 noise grow beyond, a difference
         for name, parameter in model.named_parameters():
@@ -110,6 +111,21 @@ def test_an_example_picture_asks_what_the_reference_asks(made, case) -> None:
     scores = wanted.logits[0].amax(-1).sigmoid().sort(descending=True).values
     np.testing.assert_allclose(found.scores, scores, atol=1e-5)
     assert set(found.labels) == {"example"}
+
+
+@torch.inference_mode()
+def test_of_many_sure_things_the_surest_is_the_example(tmp_path: Path) -> None:
+    """Their probabilities are all 1 in float32; their logits differ."""
+    model, processor = released(tmp_path, "Owlv2", 40, 3)
+    with torch.no_grad():
+        model.objectness_head.dense2.bias += 30
+    model.save_pretrained(tmp_path)
+    image, example = picture((91, 64)), picture((30, 40))
+    pixels, query = (processor(p, return_tensors="pt")["pixel_values"] for p in (image, example))
+    wanted = model.image_guided_detection(pixel_values=pixels, query_pixel_values=query)
+    found = detect(image, like=example, model=str(tmp_path), threshold=0.0, nms=None, scores="all")
+    scores = wanted.logits[0].amax(-1).sigmoid().sort(descending=True).values
+    np.testing.assert_allclose(found.scores, scores, atol=1e-5)
 
 
 @torch.inference_mode()
