@@ -16,6 +16,7 @@ from torch import Tensor
 Gelu = Literal["none", "tanh"]  # as torch spells it: exact, or by its approximation with tanh
 
 _WORTH, _LARGE = 2**25, 2**19  # products, elements of a weight; with fewer of both the call costs more than it saves
+_BLOCK = 192  # rows that oneDNN takes at once, on that processor
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: Gelu | None = None) -> Tensor:
@@ -27,10 +28,18 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: Gelu | None = N
     worth = x.numel() * len(weight) >= _WORTH or weight.numel() >= _LARGE
     if worth and x.numel() and has_onednn() and _suits(x, weight, bias, gelu):
         name, form = ("none", "") if gelu is None else ("gelu", gelu)
-        flat = torch.ops.mkldnn._linear_pointwise(x.reshape(-1, x.shape[-1]), weight, bias, name, [], form)
-        return flat.view(*x.shape[:-1], len(weight))
+        made = [torch.ops.mkldnn._linear_pointwise(rows, weight, bias, name, [], form) for rows in _cut(x)]
+        return (made[0] if len(made) == 1 else torch.cat(made)).view(*x.shape[:-1], len(weight))
     made = F.linear(x, weight, bias)
     return made if gelu is None else F.gelu(made, approximate=gelu)
+
+
+def _cut(x: Tensor) -> tuple[Tensor, ...]:
+    """The rows of x, in halves where a whole would leave a row or two of oneDNN's blocks over, which cost it as much as
+    a block. A picture of 24 x 24 patches and a class token has 577."""
+    rows = x.reshape(-1, x.shape[-1])
+    left_over = len(rows) > _BLOCK and len(rows) % _BLOCK in (1, 2)
+    return rows.tensor_split(2) if left_over and len(rows) < 4 * _BLOCK else (rows,)
 
 
 def has_onednn() -> bool:
