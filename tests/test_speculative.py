@@ -111,7 +111,7 @@ def test_prefixes_are_left_as_they_were(kind: str) -> None:
     assert plain(decoder, prefix) == before
 
 
-def test_a_draft_that_sees_the_picture_guesses_better_than_a_blind_one() -> None:
+def test_trap_16_a_draft_that_sees_the_picture_guesses_better_than_a_blind_one() -> None:
     torch.manual_seed(0)
     decoder = build("llama", seed=4, end=None)
     connector = torch.nn.Linear(6, WIDTH, bias=False)

@@ -147,7 +147,7 @@ def test_both_spellings_of_keys_load_to_the_same_model(llava: Any, tmp_path: Pat
     assert torch.equal(answers(copied(llava[2], tmp_path / "renamed", rename)), answers(llava[2]))
 
 
-def test_a_missing_key_is_an_error_where_the_reference_only_warns(llava: Any, tmp_path: Path) -> None:
+def test_trap_14_a_missing_key_is_an_error_where_the_reference_only_warns(llava: Any, tmp_path: Path) -> None:
     parts = ("multi_modal_projector.linear_2.bias", "language_model.model.norm.weight", "language_model.lm_head.weight",
              "vision_tower.post_layernorm.weight")  # fmt: skip
     for key in parts:
@@ -223,7 +223,7 @@ def test_half_precision_files_run_in_float32_or_as_they_are(llava: Any, tmp_path
 # Item 16: the reference checks placeholders over the whole batch only. Item 15: padding on the right.
 
 
-def test_placeholders_are_counted_for_each_sample_not_over_the_batch(llava: Any) -> None:
+def test_trap_16_placeholders_are_counted_for_each_sample_not_over_the_batch(llava: Any) -> None:
     model, _, folder = llava
     token = model.config.image_token_id
     ours = mm.load(folder)
@@ -238,7 +238,7 @@ def test_placeholders_are_counted_for_each_sample_not_over_the_batch(llava: Any)
             Prompt.collapsed(row, token, [count])
 
 
-def test_unequal_prompts_of_a_batch_answer_as_each_alone_without_padding_on_the_right(llava: Any) -> None:
+def test_trap_15_unequal_prompts_answer_as_each_alone_without_padding_on_the_right(llava: Any) -> None:
     _, _, folder = llava
     ours = mm.load(folder)
     asks = [
