@@ -70,7 +70,7 @@ class KVCache:
         longest = max(p.length for p in prefixes)
         cache._room(longest)
         for layer, (k, v) in enumerate(zip(prefixes[0].keys, prefixes[0].values, strict=True)):
-            cache._buffers(layer, k, v)
+            cache._make(layer, k, v)
         row = 0
         for prefix in prefixes:
             rows, slots = slice(row, row + prefix.batch), slice(longest - prefix.length, longest)
@@ -98,7 +98,7 @@ class KVCache:
     def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Puts float[B, H, T, Dh] behind the filled slots; all of the layer so far, as views of its buffers."""
         if layer == len(self.keys):
-            self._buffers(layer, keys, values)
+            self._make(layer, keys, values)
         begin, count = self.length, keys.shape[2]
         k, v = self.keys[layer], self.values[layer]
         k.narrow(2, begin, count).copy_(keys)
@@ -108,7 +108,7 @@ class KVCache:
     def write_both(self, layer: int, both: Tensor) -> tuple[Tensor, Tensor]:
         """`write` in one copy, for keys and values that lie in one tensor, float[2, B, H, T, Dh]."""
         if layer == len(self.keys):
-            self._buffers(layer, *both)
+            self._make(layer, *both)
         pair = self._pairs[layer]
         assert pair is not None
         stop = self.length + both.shape[3]
@@ -119,7 +119,7 @@ class KVCache:
         """Where keys and values of a layer lie, float[B, H, capacity, Dh] each, for who writes the announced token
         there himself. token: [B, H, 1, Dh], if it is the first; of the dtype and on the device of `like`."""
         if layer == len(self.keys):
-            self._buffers(layer, *like.new_empty(2, *token))
+            self._make(layer, *like.new_empty(2, *token))
         return self.keys[layer], self.values[layer]
 
     def end(self, count: int) -> None:
@@ -180,7 +180,7 @@ class KVCache:
             self.filled = torch.ones(self.batch, self.capacity, dtype=torch.bool, device=device)
         return self.filled
 
-    def _buffers(self, layer: int, keys: Tensor, values: Tensor) -> None:
+    def _make(self, layer: int, keys: Tensor, values: Tensor) -> None:
         assert layer == len(self.keys), "layers are written in their order"
         pair = None
         if keys.shape == values.shape:

@@ -51,16 +51,13 @@ def library() -> ctypes.CDLL:
         made = Path(folder) / "row.so"
         source = Path(__file__).with_name("row.cpp")
         try:
-            subprocess.run(
-                [compiler, *_FLAGS, str(source), "-o", str(made), *_threads()],
-                check=True,
-                capture_output=True,
-                text=True,
-            )
+            line = [compiler, *options, *_FLAGS, str(source), "-o", str(made), *_threads()]
+            subprocess.run(line, check=True, capture_output=True, text=True)
             loaded = ctypes.CDLL(str(made))
         except subprocess.CalledProcessError as error:
-            last = (error.stderr.strip().splitlines() or [f"exit status {error.returncode}"])[-1]
-            raise NotCompiled(f"{compiler} does not build the routines: {last}") from None
+            said = error.stderr.strip().splitlines() or [f"exit status {error.returncode}"]
+            why = next((text for text in said if "error" in text), said[-1])
+            raise NotCompiled(f"{compiler} does not build the routines: {why}") from None
         except OSError as error:
             raise NotCompiled(f"the routines that {compiler} built do not load: {error}") from None
     pointer, number, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
@@ -114,6 +111,7 @@ class Projection:
         self._address, self._count = ctypes.addressof(self._parts), len(parts)
         self._norm, self._epsilon = _at(norm), epsilon
         self.inputs, self.outputs, self.dtype, self.rounded = inputs, sum(map(len, weights)), dtype, small
+        self.biased = any(bias is not None for bias in biases)
 
     def __call__(self, row: Tensor, onto: Tensor | None = None) -> Tensor:
         """float[K] -> float[N1 + N2 + …]: the row through norm and layers, then added to `onto`."""

@@ -255,6 +255,23 @@ def test_without_a_compiler_answers_come_as_before(monkeypatch: pytest.MonkeyPat
     assert answer.text == mm.caption(drawing).text and answer.source.kernel == "sdpa"
 
 
+@pytest.mark.parametrize("_", HERE)
+def test_the_compiler_is_called_with_the_options_that_cxx_names(_: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "c++ -include no-such-header.h")
+    with pytest.raises(NotCompiled, match="no-such-header"):
+        row.library.__wrapped__()
+
+
+def test_weights_that_can_no_longer_be_compiled_are_left_to_torch() -> None:
+    made, tokens = decoder("llama", torch.float32), torch.randn(1, 8, 64)
+    compiled(made)
+    made.lm.to(torch.float64)
+    with torch.inference_mode():
+        full = made.lm(inputs_embeds=tokens.double()).logits.float()
+    torch.testing.assert_close(steps(made, tokens), full, atol=1e-5, rtol=1e-5)
+    assert not made.compiled
+
+
 def test_a_model_loads_compiled_beside_the_plain_one(tmp_path: Path) -> None:
     drawing = Path(__file__).parent.parent / "demos/images/drawing.png"
     with warnings.catch_warnings():

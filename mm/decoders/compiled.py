@@ -26,7 +26,7 @@ class CompiledRows:
     def __init__(self, layers: Sequence[Layer], norm: Any, head: nn.Linear) -> None:
         self.layers = [_CompiledRow(layer) for layer in layers]
         self.head = _projection(head, norm=norm)
-        kinds = {(p.inputs, p.outputs): p for row in self.layers for p in row.projections}
+        kinds = {(p.inputs, p.outputs, p.biased): p for row in self.layers for p in row.projections}
         for kind in (*kinds.values(), self.head):
             if kind.dtype == torch.bfloat16 and not kind.rounded:
                 kind.check()

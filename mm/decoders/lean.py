@@ -7,7 +7,6 @@ which reads each key once then; in bfloat16 that is several times faster.
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 import torch
@@ -41,8 +40,8 @@ class LeanLlama:
         Raises:
             NotCompiled: why there are none for this model on this machine.
         """
-        CompiledRows(self.layers, self.lm.model.norm, self.lm.lm_head)
-        self.compiled, self._rows = True, None
+        rows = CompiledRows(self.layers, self.lm.model.norm, self.lm.lm_head)
+        self.compiled, self._rows = True, (self._stamp(), rows)
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy has weights of its own, and makes its rows of them."""
@@ -95,27 +94,32 @@ class LeanLlama:
 
     def _prepared(self) -> Rows | None:
         """The layers for single rows, made again when a weight has changed; None where they cost too much memory."""
-        linears = [linear for layer in self.layers for linear in layer.linears] + [self.lm.lm_head]
-        norms = [norm for layer in self.layers for norm in (layer.before, layer.between)] + [self.lm.model.norm]
-        if self._rows is None or self._rows[0] != _stamp(linears, norms):
+        if self._rows is None or self._rows[0] != self._stamp():
             rows = self._compiled_rows() if self.compiled else None
-            copied = [p.weight for p in linears if not isinstance(p, Int8Linear)]
+            copied = [p.weight for p in self._linears if not isinstance(p, Int8Linear)]
             if rows is None and sum(weight.numel() * weight.element_size() for weight in copied) > _COPIED_AT_MOST:
                 return None
             rows = rows or SingleRows(self.layers, self.lm.model.norm, self.lm.lm_head)  # may move weights
-            self._rows = _stamp(linears, norms), rows
+            self._rows = self._stamp(), rows
         return self._rows[1]
 
     def _compiled_rows(self) -> Rows | None:
-        with contextlib.suppress(NotCompiled):
+        try:
             return CompiledRows(self.layers, self.lm.model.norm, self.lm.lm_head)
+        except NotCompiled:  # the weights have become others than those that were compiled for
+            self.compiled = False
+            return None
 
+    @property
+    def _linears(self) -> list[Any]:
+        return [linear for layer in self.layers for linear in layer.linears] + [self.lm.lm_head]
 
-def _stamp(linears: list[Any], norms: list[Any]) -> list[tuple[int, int]]:
-    """Differs once a weight has been written to or replaced."""
-    given = [p for linear in linears for p in (linear.weight, linear.bias) if p is not None]
-    given += [norm.weight for norm in norms]
-    return [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in given]
+    def _stamp(self) -> list[tuple[int, int]]:
+        """Differs once a weight has been written to or replaced."""
+        given = [p for linear in self._linears for p in (linear.weight, linear.bias) if p is not None]
+        given += [norm.weight for layer in self.layers for norm in (layer.before, layer.between)]
+        given.append(self.lm.model.norm.weight)
+        return [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in given]
 
 
 def _through(layer: Any, x: Tensor) -> Tensor:
