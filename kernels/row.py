@@ -2,7 +2,7 @@
 
 torch reads bfloat16 matrices at half the speed of memory when one row is multiplied, and between two products it
 spends more time on calling operations than on numbers. The routines are built by the system's C++ compiler when they
-are first asked for, in about half a second, into a folder that is gone again once they are loaded.
+are first asked for, in about a second, into a folder that is gone again once they are loaded.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ AT_ONCE = 32  # inputs read at once: those of a layer have to be a multiple of i
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fopenmp", "-shared", "-fPIC")
 _KINDS = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 _TRIALS = 4  # rows that a matrix is tried on
+_LENGTHS = (3, 16, 45, 130, 517, 1290)  # keys that attention is tried on; torch takes 512 at once
 
 
 class NotCompiled(Exception):
@@ -69,6 +70,8 @@ def library() -> ctypes.CDLL:
         routine = getattr(loaded, f"rotate_{kind}")
         routine.argtypes = [*[pointer] * 5, real, *[number] * 3, *[pointer] * 3, number]
         routine.restype = None
+    loaded.attend_bfloat16.argtypes = [*[pointer] * 3, *[number] * 5, real, pointer, number]
+    loaded.attend_bfloat16.restype = None
     return loaded
 
 
@@ -123,21 +126,26 @@ class Projection:
         return out
 
     def check(self) -> None:
-        """Compares the layers with torch's own on rows whose numbers differ so much in size that the order in which
-        they are summed shows. In bfloat16 the smallest difference would grow to other words.
+        """Compares norm and layers with torch's own on rows whose numbers differ so much in size that the order in
+        which they are summed shows. In bfloat16 the smallest difference would grow to other words.
 
         Raises:
             NotCompiled: torch sums in another order on this processor.
         """
-        weights, biases, _, _ = self._kept
-        bare = Projection(weights, biases, [None] * len(weights), dtype=self.dtype)
+        weights, biases, _, norm = self._kept
         chance = torch.Generator().manual_seed(0)
         for _ in range(_TRIALS):
             row = torch.randn(self.inputs, generator=chance)
             row = (row * 2.0 ** torch.randint(-8, 9, (self.inputs,), generator=chance)).to(self.dtype)
-            theirs = torch.cat([F.linear(row, w, b) for w, b in zip(weights, biases, strict=True)])
-            if not torch.equal(bare(row), theirs):
+            given = row if norm is None else _normed(row, norm, self._epsilon)
+            theirs = torch.cat([F.linear(given, w, b) for w, b in zip(weights, biases, strict=True)])
+            if not torch.equal(self(row), theirs):
                 raise NotCompiled("torch sums in another order on this processor")
+
+
+def _normed(row: Tensor, norm: Tensor, epsilon: float) -> Tensor:
+    wide = row.float()
+    return norm * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + epsilon)).to(row.dtype)
 
 
 class Rotation:
@@ -170,6 +178,68 @@ class Rotation:
             out.data_ptr(), keys.data_ptr() + place * line, values.data_ptr() + place * line, keys.stride(1),
         )  # fmt: skip
         return out
+
+
+class Attention:
+    """Attention of one token's queries to all keys so far, in bfloat16, in the order in which torch sums for one query.
+
+    Raises:
+        NotCompiled: a width that the routine does not know, or there is none.
+    """
+
+    def __init__(self, heads: int, shared: int, width: int, scale: float) -> None:
+        if width % 16:
+            raise NotCompiled(f"no compiled attention for heads of {width} numbers")
+        self._routine = library().attend_bfloat16
+        self.heads, self.shared, self.width, self.scale = heads, shared, width, scale
+
+    def __call__(self, query: Tensor, keys: Tensor, values: Tensor, length: int) -> Tensor:
+        """query: [H, Dh]; keys, values: [1, Hk, capacity, Dh], of which the first `length` are there -> [H Dh]."""
+        out = torch.empty(self.heads * self.width, dtype=torch.bfloat16)
+        self._routine(
+            query.data_ptr(), keys.data_ptr(), values.data_ptr(), keys.stride(1), self.heads, self.shared, self.width,
+            length, self.scale, out.data_ptr(), torch.get_num_threads(),
+        )  # fmt: skip
+        return out
+
+    def check(self) -> None:
+        """Compares it with torch's own: on any numbers, and where nothing but rounding decides, first which key is the
+        best, then what the values give together. The softmax hides in what order it is summed, so torch has to have
+        vectors of the width that the routine was written for.
+
+        Raises:
+            NotCompiled: torch has other bits on this processor.
+        """
+        other = NotCompiled("torch attends in another order on this processor")
+        if torch.backends.cpu.get_cpu_capability() != "AVX512":
+            raise other
+        sharp = Attention(self.heads, self.shared, self.width, 2.0**40)
+        chance = torch.Generator().manual_seed(0)
+        for length in _LENGTHS:
+            lie = (1, self.shared, length, self.width)
+            keys, values = torch.randn(2, *lie, generator=chance).bfloat16()
+            query = 2 * torch.randn(self.heads, self.width, generator=chance).bfloat16()
+            cancelled = _cancelling((1, self.shared, self.width, length), chance).transpose(2, 3).contiguous()
+            if not (
+                self._agrees(query, keys, values)
+                and sharp._agrees(torch.ones_like(query), _cancelling(lie, chance), values)
+                and self._agrees(torch.zeros_like(query), keys, cancelled)
+            ):
+                raise other
+
+    def _agrees(self, query: Tensor, keys: Tensor, values: Tensor) -> bool:
+        every_key, every_value = (s.repeat_interleave(self.heads // self.shared, 1) for s in (keys, values))
+        theirs = F.scaled_dot_product_attention(query[None, :, None], every_key, every_value, scale=self.scale)
+        return torch.equal(self(query, keys, values, keys.shape[2]), theirs.reshape(-1))
+
+
+def _cancelling(shape: tuple[int, ...], chance: torch.Generator) -> Tensor:
+    """bfloat16 numbers of many sizes, whose sums over the last axis would be nothing if nothing were rounded."""
+    *rows, count = shape
+    half = torch.randn(*rows, count // 2, generator=chance)
+    half = half * 2.0 ** torch.randint(-8, 9, half.shape, generator=chance)
+    every = torch.cat([half, -half, half.new_zeros(*rows, count % 2)], -1).bfloat16()
+    return every[..., torch.randperm(count, generator=chance)].contiguous()
 
 
 def _at(tensor: Tensor | None) -> int | None:

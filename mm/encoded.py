@@ -28,7 +28,8 @@ class Encoded:
     """What one pass of `model`'s image tower found in one picture; every task takes it where it takes an image.
 
     size_hw: of the upright original, pixels. digest: sha256 of its pixels. features: B = 1.
-    notes: what the image gate had to say about the file.
+    notes: what the image gate had to say about the file. reused: it may be asked again, so that what the decoder has
+    read of it is worth keeping; of any other, the decoder reads picture and prompt at once.
     """
 
     model: str
@@ -38,6 +39,7 @@ class Encoded:
     notes: tuple[str, ...]
     geometry: Geometry = field(repr=False)
     features: ImageFeatures = field(repr=False)
+    reused: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
     _prefixes: list[tuple[Speaker, tuple[int, ...], tuple[int, ...], Any]] = field(default_factory=list, repr=False)
 

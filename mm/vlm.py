@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mm.decoders.base import Decoder
+from mm.decoders.base import Decoder, Unread
 from mm.encoders.base import Encoder, Grid, ImageFeatures
 from mm.errors import InputError
 from mm.generation.prompts import Prompt, Prompts
@@ -112,23 +112,24 @@ class Speaker:
 
     @torch.inference_mode()
     def read(self, prompt: Prompt, pictures: Sequence[Any]) -> tuple[Any, list[int]]:
-        """What the decoder has read up to the last picture, and the numbers that it reads next.
+        """What stands in front of the last words, as `generate` takes it, and the numbers of these words.
 
-        pictures: `Encoded`, which keep what was read up to and including the first of them.
+        pictures: `Encoded`. Of the first, if it may be asked again, what was read up to its end is kept; all else is
+        left to be read.
 
         Raises:
             InputError: the prompt has places for another number of pictures, or ends with one.
         """
         check_pictures(prompt, len(pictures))
-        if not prompt.parts[-1]:
+        *parts, words = prompt.parts
+        if not words:
             raise InputError("prompt: expected words or a mark behind the last picture, got none")
-        if not pictures:
-            return None, list(prompt.parts[0])
-        prefix = pictures[0].prefix(self, prompt.parts[0])
-        if len(pictures) > 1:
-            more = self._joined(prompt.parts[1:-1], [each.features for each in pictures[1:]])
-            prefix = self.decoder.extend(more, prefix)[1]
-        return prefix, list(prompt.parts[-1])
+        prefix = None
+        if pictures and pictures[0].reused:
+            prefix, parts, pictures = pictures[0].prefix(self, parts[0]), parts[1:], pictures[1:]
+        if pictures:
+            prefix = Unread(self._joined(parts, [each.features for each in pictures]), prefix)
+        return prefix, list(words)
 
 
 def seen(encoder: Encoder, layers: tuple[int, ...], pad: str | None) -> Encoder:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from mm.checkpoints.loading import as_model
 from mm.checkpoints.photo import for_task
 from mm.encoded import Encoded
 from mm.errors import InputError
@@ -16,7 +15,6 @@ from mm.labels import check_text
 from mm.limits import DEFAULT_LIMITS, Limits
 from mm.tasks.answer import Asked, CaptionStream, DraftModel, Manner, captioned, last_rows, speaker_of
 from mm.tasks.each import Cache, Model, OnError, each
-from mm.tasks.encode import encode
 from mm.types import Caption
 
 
@@ -50,18 +48,18 @@ def caption(
     said = None if prompt is None else check_prompt(prompt, "prompt", limits)
     manner = Manner(max_new_tokens, limits, sampling, stop, draft)
     model = for_task(model, "caption" if prompt is None else "ask")
-    if stream:
-        if isinstance(image, (list, tuple)):
-            raise InputError(f"stream: expected one image, got {len(image)}")
-        encoded = encode(image, model=model, cache=cache, limits=limits, allow_urls=allow_urls)
-        joined = as_model(model)
-        return CaptionStream(joined, _question(joined, encoded, said), manner, said)
+    if stream and isinstance(image, (list, tuple)):
+        raise InputError(f"stream: expected one image, got {len(image)}")
 
-    def work(joined: Joined, encoded: list[Encoded]) -> list[Caption]:
+    def streams(joined: Joined, encoded: list[Encoded]) -> list[CaptionStream]:
+        return [CaptionStream(joined, _question(joined, picture, said), manner, said) for picture in encoded]
+
+    def captions(joined: Joined, encoded: list[Encoded]) -> list[Caption]:
         questions = [_question(joined, picture, said) for picture in encoded]
         rows = last_rows(joined, questions, manner)
         return [captioned(joined, *pair, said) for pair in zip(questions, rows, strict=True)]
 
+    work = streams if stream else captions
     return each(image, work, model=model, cache=cache, on_error=on_error, limits=limits, allow_urls=allow_urls)
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+from mm.encoded import Encoded
+from mm.joined import Joined
 from mm.limits import DEFAULT_LIMITS, Limits
 from mm.tasks.each import Cache, Model, OnError, each
 
@@ -27,10 +30,14 @@ def encode(
     """
     return each(
         image,
-        lambda _, encoded: encoded,
+        _reused,
         model=model,
         cache=cache,
         on_error=on_error,
         limits=limits,
         allow_urls=allow_urls,
     )
+
+
+def _reused(_: Joined, encoded: list[Encoded]) -> list[Encoded]:
+    return [one if one.reused else replace(one, reused=True) for one in encoded]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
 from mm.checkpoints.loading import load
+from mm.decoders.base import Unread
 from mm.decoders.causal import greedy
 from mm.errors import ResourceLimitError
 from mm.generation.loop import deltas, generate
@@ -68,6 +71,36 @@ def test_it_equals_transformers_own_greedy_search(decoder) -> None:
     end = decoder.tokenizer.eos_token_id
     theirs = theirs[: theirs.index(end)] if end in theirs else theirs
     assert finished(decoder, prefix, prompt[0].tolist(), 20)[0] == theirs
+
+
+def test_what_is_unread_is_read_with_the_prompt_to_the_last_bit(decoder) -> None:
+    narrow = copy.deepcopy(decoder).to(torch.bfloat16)
+    width, prompt = narrow.lm.config.hidden_size, narrow.prompt_ids("describe the picture")
+    embeds = torch.randn(1, 64, width, generator=torch.Generator().manual_seed(7)).bfloat16()
+    unread = Unread(embeds[:, 9:], narrow.extend(embeds[:, :9])[1])
+    assert (unread.length, unread.batch) == (64, 1)
+    whole = torch.cat([embeds, narrow.embed(torch.tensor([prompt]))], 1)
+    heard = []
+
+    def listening(given, past=None, **how):
+        logits, past = type(narrow).extend(narrow, given, past, **how)
+        heard.append((given.shape[1], logits))
+        return logits, past
+
+    narrow.extend = listening
+    next(generate(narrow, Unread(embeds), prompt, max_new_tokens=2))
+    del narrow.extend
+    ((count, logits),) = heard
+    assert count == whole.shape[1] and torch.equal(logits, narrow.extend(whole)[0])
+    behind = finished(decoder, Unread(unread.embeds.float(), decoder.extend(embeds[:, :9].float())[1]), prompt, 12)
+    assert behind == finished(decoder, Unread(embeds.float()), prompt, 12)
+
+
+def test_what_is_unread_may_differ_in_length_from_row_to_row(decoder) -> None:
+    width, prompt = decoder.lm.config.hidden_size, decoder.prompt_ids("describe the picture")
+    rows = [Unread(torch.randn(1, n, width, generator=torch.Generator().manual_seed(n))) for n in (3, 8)]
+    *_, together = generate(decoder, rows, prompt, max_new_tokens=10)
+    assert [row.ids for row in together] == [finished(decoder, row, prompt, 10)[0] for row in rows]
 
 
 def test_a_full_context_is_an_error_that_says_how_much_fits(decoder) -> None:

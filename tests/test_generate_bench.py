@@ -7,8 +7,12 @@ import pytest
 from mm.bench import generate as bench_generate
 from tests.test_compiled import there
 
-SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-         "intermediate_size": 64, "vocab_size": 64, "max_position_embeddings": 256}  # fmt: skip
+SHAPE = bench_generate.Shape(
+    {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+     "intermediate_size": 64, "vocab_size": 64, "max_position_embeddings": 256},
+    {"image_size": 32, "patch_size": 8, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+     "intermediate_size": 64},
+)  # fmt: skip
 
 
 def test_both_ways_write_the_same_tokens(monkeypatch: pytest.MonkeyPatch) -> None:

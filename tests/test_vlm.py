@@ -64,7 +64,24 @@ def test_many_questions_about_one_picture_read_it_once(model: Any, passes: dict[
     assert passes["tower"] == [1] and passes["decoder"].count(whole) == 1
     fresh = [mm.ask(pixels(0), q, model=model, max_new_tokens=NEW).text for q in QUESTIONS]
     assert fresh == kept and len(set(kept)) > 1
-    assert passes["tower"] == [1] * 4 and passes["decoder"].count(whole) == 4
+    assert passes["tower"] == [1] * 4
+
+
+def test_a_picture_that_is_asked_once_is_read_together_with_its_question(
+    model: Any, passes: dict[str, list[int]]
+) -> None:
+    whole = 16 + sum(map(len, model.speaker.prompts(asked(QUESTIONS[0])).parts))
+    said = mm.ask(pixels(0), QUESTIONS[0], model=model, max_new_tokens=3)
+    stream = mm.ask(pixels(0), QUESTIONS[0], model=model, max_new_tokens=3, stream=True)
+    assert "".join(stream) == said.text and said.finish_reason == "length"
+    mm.generate([pixels(0), QUESTIONS[0]], model=model, max_new_tokens=3)
+    assert passes["decoder"] == [whole, 1, 1] * 3
+    passes["decoder"].clear()
+    kept, more = mm.encode(pixels(1), model=model), (pixels(2), QUESTIONS[0])
+    first = mm.generate([kept, *more], model=model, max_new_tokens=1)
+    assert len(passes["decoder"]) == 2  # up to the first picture, which is kept; then the rest
+    assert mm.generate([pixels(1), *more], model=model, max_new_tokens=1).text == first.text
+    assert len(passes["decoder"]) == 3
 
 
 def test_threads_share_one_reading(model: Any, passes: dict[str, list[int]]) -> None:
@@ -113,7 +130,8 @@ def test_prefix_and_rest_equal_the_whole_prompt_at_once(model: Any) -> None:
         whole = model.speaker.logits(prompt, [e.features for e in shown])
         prefix, rest = model.speaker.read(prompt, shown)
         ids = torch.tensor([rest])
-        parts, _ = model.speaker.decoder.extend(model.speaker.decoder.embed(ids), prefix)
+        decoder = model.speaker.decoder
+        parts, _ = decoder.extend(decoder.embed(ids), decoder.settled(prefix))
         torch.testing.assert_close(parts[0], whole[-1], atol=1e-4, rtol=1e-4)
 
 

@@ -1,8 +1,9 @@
 """Times generation beside transformers' own `generate()`, on the same random weights and in turns with it.
 
-A ratio above 1 means that `mm` is faster. Both read a picture of `PICTURE` tokens and a prompt of `PROMPT` tokens, and
-write `NEW` tokens, ours with and without compiled routines; or they answer `QUESTIONS` questions of `QUESTION` tokens
-about one picture in `ANSWER` tokens each. Rows of `int8` are ours with rounded weights beside transformers in bfloat16.
+A ratio above 1 means that `mm` is faster. The peer is LLaVA: a SigLIP tower, two matrices, and a Llama. Both see a
+picture, from its pixels on, read a prompt of `PROMPT` tokens and write `NEW` tokens, ours with and without compiled
+routines; or they answer `QUESTIONS` questions of `QUESTION` tokens about one picture in `ANSWER` tokens each. Rows of
+`int8` are ours with rounded weights of the decoder beside transformers in bfloat16.
 Random weights find most words about equally likely, so that there the tokens soon part; it says nothing of what
 rounding costs a trained model.
 """
@@ -10,23 +11,44 @@ rounding costs a trained model.
 from __future__ import annotations
 
 import contextlib
-import copy
+import tempfile
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import SimpleNamespace
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
 from mm.bench.timing import Step, times_of
 
-PICTURE, PROMPT, NEW = 64, 96, 64
+if TYPE_CHECKING:
+    from mm.joined import Joined
+
+PROMPT, NEW = 96, 64
 QUESTIONS, QUESTION, ANSWER = 8, 12, 16
 
-_TINY = {"hidden_size": 192, "num_hidden_layers": 4, "num_attention_heads": 6, "num_key_value_heads": 6,
-         "intermediate_size": 512, "vocab_size": 512, "max_position_embeddings": 256}  # fmt: skip
-_SMOL = {"hidden_size": 576, "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3,
-         "intermediate_size": 1536, "vocab_size": 49152, "max_position_embeddings": 8192}  # fmt: skip
+
+@dataclass(frozen=True)
+class Shape:
+    """decoder: of a LlamaConfig. tower: of a SiglipVisionConfig."""
+
+    decoder: dict[str, int]
+    tower: dict[str, int]
+
+
+_TINY = Shape(
+    {"hidden_size": 192, "num_hidden_layers": 4, "num_attention_heads": 6, "num_key_value_heads": 6,
+     "intermediate_size": 512, "vocab_size": 512, "max_position_embeddings": 256},
+    {"image_size": 128, "patch_size": 16, "hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4,
+     "intermediate_size": 1024},
+)  # fmt: skip
+_SMOL = Shape(
+    {"hidden_size": 576, "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3,
+     "intermediate_size": 1536, "vocab_size": 49152, "max_position_embeddings": 8192},
+    {"image_size": 224, "patch_size": 16, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
+     "intermediate_size": 3072},
+)  # fmt: skip
 SHAPES = {"tiny": _TINY, "135M": _SMOL}
 DTYPES = ("float32", "bfloat16", "int8")
 
@@ -47,80 +69,119 @@ def run(repeats: int = 5, shapes: tuple[str, ...] = tuple(SHAPES), progress: boo
     """
     rows: list[dict[str, Any]] = []
     plan = [(shape, dtype) for shape in shapes for dtype in DTYPES]
-    for shape, dtype in tqdm(plan, disable=not progress, leave=False, unit="model"):
-        for case in cases(shape, dtype):
-            agreed = _agreement(case.ours(), case.theirs())
-            times = times_of(Step(case.name, case.ours, theirs=case.theirs), repeats)
-            rows.append({
-                "step": case.name, "dtype": dtype, "ms": times.ms, "peer": "transformers generate",
-                "peer_ms": times.peer_ms, "ratio": times.ratio, "same_tokens": agreed,
-            })  # fmt: skip
+    with tempfile.TemporaryDirectory() as home:
+        for shape in shapes:
+            save_random(Path(home, shape), SHAPES[shape])
+        for shape, dtype in tqdm(plan, disable=not progress, leave=False, unit="model"):
+            for case in cases(Path(home, shape), shape, dtype):
+                agreed = _agreement(case.ours(), case.theirs())
+                times = times_of(Step(case.name, case.ours, theirs=case.theirs), repeats)
+                rows.append({
+                    "step": case.name, "dtype": dtype, "ms": times.ms, "peer": "transformers generate",
+                    "peer_ms": times.peer_ms, "ratio": times.ratio, "same_tokens": agreed,
+                })  # fmt: skip
     return rows
 
 
-def cases(shape: str, dtype: str) -> list[Case]:
-    """One answer, the same by compiled routines where this machine has them, and several questions about one picture,
-    with random weights of that shape."""
+def cases(folder: Path, shape: str, dtype: str) -> list[Case]:
+    """One answer, the same by compiled routines where this machine has them, and several questions about a picture."""
     import torch
 
-    from mm.decoders.causal import CausalDecoder
-    from mm.decoders.int8 import to_int8
-    from mm.generation.loop import generate
-    from mm.kernels.row import NotCompiled
+    from mm.checkpoints.loading import load
 
-    lm = mine = random_llama(SHAPES[shape], torch.float32 if dtype == "float32" else torch.bfloat16)
-    if dtype == "int8":
-        mine = copy.deepcopy(lm)
-        to_int8(mine, shape)
-    tokenizer: Any = SimpleNamespace(eos_token_id=None, decode=lambda ids, **_: "")
-    decoder, compiled = CausalDecoder(mine, tokenizer), CausalDecoder(mine, tokenizer)
+    narrow = "float32" if dtype == "float32" else "bfloat16"
+    peer = Peer(folder, narrow)
     chance = torch.Generator().manual_seed(1)
-    vocabulary, width = lm.config.vocab_size, lm.config.hidden_size
-    prompt = torch.randint(3, vocabulary, (PROMPT,), generator=chance).tolist()
-    questions = torch.randint(3, vocabulary, (QUESTIONS, QUESTION), generator=chance).tolist()
-    picture = torch.randn(1, PICTURE, width, generator=chance).to(lm.dtype)
+    pixels = torch.randn(1, 3, peer.side, peer.side, generator=chance).to(getattr(torch, narrow))
+    prompt = torch.randint(3, peer.picture, (1, PROMPT), generator=chance).tolist()
+    questions = torch.randint(3, peer.picture, (QUESTIONS, QUESTION), generator=chance).tolist()
 
-    def ours(asked: list[list[int]], count: int, by: CausalDecoder = decoder) -> list[list[int]]:
-        prefix = by.extend(picture)[1]
-        *_, rows = generate(by, prefix, asked, max_new_tokens=count)
-        return [row.ids for row in rows]
+    def compared(name: str, asked: list[list[int]], count: int, *, compile: bool = False) -> Case:
+        joined = load(folder, dtype=narrow, int8=dtype == "int8", compile=compile)
+        return Case(name, lambda: answers(joined, pixels, asked, count), lambda: peer(pixels, asked, count))
 
-    @torch.inference_mode()
-    def theirs(asked: list[list[int]], count: int) -> list[list[int]]:
-        answers = []
-        for ids in asked:
-            embeds = torch.cat([picture, decoder.embed(torch.tensor([ids]))], 1)
-            mask = torch.ones(embeds.shape[:2], dtype=torch.int64)
-            made = lm.generate(inputs_embeds=embeds, attention_mask=mask, max_new_tokens=count, do_sample=False)
-            answers.append(made[0].tolist())
-        return answers
-
+    one = f"{NEW} tokens, {shape}"
     found = [
-        Case(f"{NEW} tokens, {shape}", lambda: ours([prompt], NEW), lambda: theirs([prompt], NEW)),
-        Case(
-            f"{QUESTIONS} questions about one picture, {shape}",
-            lambda: ours(questions, ANSWER),
-            lambda: theirs(questions, ANSWER),
-        ),
+        compared(one, prompt, NEW),
+        compared(f"{QUESTIONS} questions about one picture, {shape}", questions, ANSWER),
     ]
-    with contextlib.suppress(NotCompiled):
-        compiled.compile_rows()
-        quick = Case(
-            f"{NEW} tokens, {shape}, compiled", lambda: ours([prompt], NEW, compiled), lambda: theirs([prompt], NEW)
-        )
-        found.insert(1, quick)
+    with warnings.catch_warnings(), contextlib.suppress(UserWarning):
+        warnings.simplefilter("error")  # which says that nothing could be compiled
+        found.insert(1, compared(f"{one}, compiled", prompt, NEW, compile=True))
     return found
 
 
-def random_llama(shape: dict[str, int], dtype: Any) -> Any:
-    """A Llama of that shape with seeded weights that never ends an answer by itself."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+def answers(joined: Joined, pixels: Any, asked: list[list[int]], count: int) -> list[list[int]]:
+    """Of `mm`: the picture is seen once, and a decoder that is asked more than one thing reads it once."""
+    from mm.decoders.base import Unread
+    from mm.generation.loop import generate
 
+    speaker = joined.speaker
+    assert speaker is not None
+    picture = speaker.connected(joined.encoder.encode_image(pixels, joined.spec.layers))
+    *_, rows = generate(speaker.decoder, Unread(picture), asked, max_new_tokens=count)
+    return [row.ids for row in rows]
+
+
+class Peer:
+    """The LLaVA of a folder, driven as its own library does: a call for each prompt.
+
+    side: of its pictures, in pixels. picture: the number that stands for one of the tokens of a picture.
+    """
+
+    def __init__(self, folder: Path, dtype: str) -> None:
+        from transformers import LlavaForConditionalGeneration
+
+        self.model: Any = LlavaForConditionalGeneration.from_pretrained(folder, dtype=dtype).eval()
+        tower = self.model.config.vision_config
+        self.side, self.picture = tower.image_size, self.model.config.image_token_id
+        self._patches = (self.side // tower.patch_size) ** 2
+
+    def __call__(self, pixels: Any, asked: list[list[int]], count: int) -> list[list[int]]:
+        import torch
+
+        answers = []
+        for prompt in asked:
+            ids = torch.tensor([[self.picture] * self._patches + prompt])
+            made = self.model.generate(
+                input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=pixels, max_new_tokens=count,
+                do_sample=False,
+            )  # fmt: skip
+            answers.append(made[0, ids.shape[1] :].tolist())
+        return answers
+
+
+def save_random(folder: Path, shape: Shape) -> None:
+    """A LLaVA folder of that shape with seeded weights. It never ends an answer by itself; and its weights are larger
+    than at the start of training, where a decoder says one word for ever and no difference would show."""
+    import torch
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import (
+        LlamaConfig,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+        PreTrainedTokenizerFast,
+        SiglipImageProcessor,
+        SiglipVisionConfig,
+    )
+
+    marks: Any = {"bos_token_id": 1, "eos_token_id": None, "pad_token_id": 0, "initializer_range": 0.1}
+    text: Any = LlamaConfig(**shape.decoder, **marks)
+    head: Any = {"vision_use_head": False}
+    tower: Any = SiglipVisionConfig(**shape.tower, **head)
+    words = {f"w{number}": number for number in range(text.vocab_size - 1)} | {"<image>": text.vocab_size - 1}
+    config = LlavaConfig(
+        vision_config=tower, text_config=text, image_token_index=words["<image>"],
+        vision_feature_select_strategy="full", vision_feature_layer=-2, tie_word_embeddings=True,
+    )  # fmt: skip
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        config = LlamaConfig(**shape, tie_word_embeddings=True, bos_token_id=1, eos_token_id=None, pad_token_id=0)  # pyright: ignore[reportArgumentType]
-        return LlamaForCausalLM(config).to(dtype).eval().requires_grad_(False)
+        LlavaForConditionalGeneration(config).save_pretrained(folder)
+    side = {"height": tower.image_size, "width": tower.image_size}
+    SiglipImageProcessor(size=side).save_pretrained(folder)
+    tokenizer = Tokenizer(WordLevel(words, unk_token="w2"))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="w1", unk_token="w2").save_pretrained(folder)
 
 
 def _agreement(ours: list[list[int]], theirs: list[list[int]]) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -21,6 +22,24 @@ def context_of(config: Any) -> int:
     """How many tokens a language model of this transformers config reads at most; a recurrent state has no bound."""
     config = config.get_text_config()
     return next((int(n) for name in _CONTEXT_NAMES if (n := getattr(config, name, None))), sys.maxsize)
+
+
+@dataclass(frozen=True, eq=False)
+class Unread:
+    """What a decoder is yet to read behind a prefix: embeds float[1, T, D], pictures and the words between them.
+
+    A single answer reads it in one forward with its prompt, which costs least; and bfloat16 then rounds as it does in
+    transformers, which reads all at once.
+    """
+
+    embeds: Tensor
+    prefix: Any = None
+    batch = 1
+
+    @property
+    def length(self) -> int:
+        """How many tokens there are, those of the prefix included."""
+        return self.embeds.shape[1] + (self.prefix.length if self.prefix is not None else 0)
 
 
 class Decoder(nn.Module, ABC):
@@ -100,6 +119,10 @@ class Decoder(nn.Module, ABC):
         self._check_room(cache, embeds.shape[1])
         logits = self._read(embeds.to(self.table.weight.dtype), cache, lengths, keep or 1).float()
         return logits if keep else logits[:, -1], cache.prefix() if fresh else cache
+
+    def settled(self, prefix: Any) -> Any:
+        """The prefix with what was unread of it read."""
+        return self.extend(prefix.embeds, prefix.prefix)[1] if isinstance(prefix, Unread) else prefix
 
     def compile_rows(self) -> None:
         """Single tokens go through compiled routines from now on, see `mm.kernels.row`.

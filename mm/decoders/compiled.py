@@ -1,9 +1,13 @@
-"""A single row with one new token through the layers by compiled routines: what is left for torch is the attention and
-the activation, in whose exponentials two libraries seldom agree to the last bit."""
+"""A single row with one new token through the layers by compiled routines.
+
+In bfloat16 they give the bits that transformers gets from torch, so that they write the same words. What is left for
+torch is the activation, and attention in float32 or where the compiled one has other bits.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +17,7 @@ from torch import Tensor, nn
 from mm.decoders.int8 import Int8Linear
 from mm.decoders.layout import Layer
 from mm.kernels.cache import KVCache
-from mm.kernels.row import Projection, Rotation
+from mm.kernels.row import Attention, NotCompiled, Projection, Rotation
 
 
 class CompiledRows:
@@ -24,7 +28,8 @@ class CompiledRows:
     """
 
     def __init__(self, layers: Sequence[Layer], norm: Any, head: nn.Linear) -> None:
-        self.layers = [_CompiledRow(layer) for layer in layers]
+        attention: dict[tuple, _Attend] = {}
+        self.layers = [_CompiledRow(layer, attention) for layer in layers]
         self.head = _projection(head, norm=norm)
         kinds = {(p.inputs, p.outputs, p.biased): p for row in self.layers for p in row.projections}
         for kind in (*kinds.values(), self.head):
@@ -38,8 +43,14 @@ class CompiledRows:
         return self.head(x)
 
 
+# (queries [H, Dh], keys and values [1, Hk, capacity, Dh], how many of those there are) -> [H Dh]
+_Attend = Callable[[Tensor, Tensor, Tensor, int], Tensor]
+
+
 class _CompiledRow:
-    def __init__(self, layer: Layer) -> None:
+    """attention: of earlier layers, by its shape."""
+
+    def __init__(self, layer: Layer, attention: dict[tuple, _Attend]) -> None:
         self.qkv, self.out = _projection(*layer.qkv, norm=layer.before), _projection(layer.out)
         self.gate_up, self.down = _projection(*layer.gate_up, norm=layer.between), _projection(layer.down)
         norms = layer.norms and (layer.norms[0].weight, layer.norms[1].weight)
@@ -47,8 +58,11 @@ class _CompiledRow:
         self.turned = Rotation(
             layer.heads, layer.shared, layer.head_width, norms, epsilon, dtype=layer.before.weight.dtype
         )
-        self.act, self.scale = layer.quick_act, layer.scale
-        self.grouped, self.token = (1, layer.shared, -1, layer.head_width), (1, layer.shared, 1, layer.head_width)
+        self.act, self.token = layer.quick_act, (1, layer.shared, 1, layer.head_width)
+        shape = layer.heads, layer.shared, layer.head_width, layer.scale
+        if shape not in attention:
+            attention[shape] = _attention(*shape, dtype=layer.before.weight.dtype)
+        self.attend = attention[shape]
 
     @property
     def projections(self) -> list[Projection]:
@@ -58,12 +72,23 @@ class _CompiledRow:
         """x: float[D]; turns: float[2, 1, Dh]."""
         keys, values = cache.buffers(index, x, self.token)
         query = self.turned(self.qkv(x), turns, keys, values, cache.length)
-        stop = cache.length + 1
-        keys, values = keys.narrow(2, 0, stop), values.narrow(2, 0, stop)
-        found = F.scaled_dot_product_attention(query.view(self.grouped), keys, values, scale=self.scale)
-        x = self.out(found.reshape(-1), x)
+        x = self.out(self.attend(query, keys, values, cache.length + 1), x)
         gate, up = self.gate_up(x).chunk(2)
         return self.down(self.act(gate) * up, x)
+
+
+def _attention(heads: int, shared: int, width: int, scale: float, *, dtype: torch.dtype) -> _Attend:
+    if dtype == torch.bfloat16:
+        with contextlib.suppress(NotCompiled):
+            made = Attention(heads, shared, width, scale)
+            made.check()
+            return made
+
+    def by_torch(query: Tensor, keys: Tensor, values: Tensor, length: int) -> Tensor:
+        grouped, keys, values = query.view(1, shared, -1, width), keys[:, :, :length], values[:, :, :length]
+        return F.scaled_dot_product_attention(grouped, keys, values, scale=scale).reshape(-1)
+
+    return by_torch
 
 
 def _projection(*layers: Any, norm: Any = None) -> Projection:

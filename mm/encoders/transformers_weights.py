@@ -62,11 +62,11 @@ def build_model(
     return model
 
 
-def settle(model: Any, train: bool) -> None:
-    """Training mode with gradients, or evaluation without."""
+def settle(model: Any, train: bool, *, quick: bool = True) -> None:
+    """Training mode with gradients, or evaluation without. quick: the latter may round otherwise than transformers."""
     model.train(train)
     model.requires_grad_(train)
-    if not train:
+    if not train and quick:
         settle_pooling(model)
         quicken(model)
 

@@ -119,7 +119,7 @@ def draft_prefixes(draft: Draft | Lookup, decoder: Decoder, requests: Sequence[R
     prefixes = prefixes * len(requests) if len(prefixes) == 1 else prefixes
     for prefix, request in zip(prefixes, requests, strict=True):
         check_room(draft.decoder, prefix.length if prefix is not None else 0, len(request.prompt), answer, "draft")
-    return prefixes
+    return [draft.decoder.settled(prefix) for prefix in prefixes]
 
 
 def guesser(draft: Draft | Lookup, decoder: Decoder, prefixes: Sequence[Any], tokens: int, at_once: int) -> Guesser:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mm.decoders.base import Decoder
+from mm.decoders.base import Decoder, Unread
 from mm.errors import InputError, ResourceLimitError
 from mm.generation.sampling import GREEDY, Chooser, Sampling
 from mm.generation.writing import Writing, whole_text
@@ -92,7 +92,8 @@ def generate(
     """Answers that begin after a prefix and a prompt; yields the rows after each token, the same list every time.
 
     prefix: what the decoder has read, for every row of it or, with one row, for every prompt; a list of such prefixes,
-        which may differ in length; or None. It is left as it was.
+        which may differ in length; `Unread`, which one row alone reads at once with its prompt; or None. It is left as
+        it was.
     prompt_ids: one prompt for all rows, or one for each. Rows answer in a batch what they answer alone.
     sampling: one for all rows, or one for each.
     stop: strings that end an answer; the text ends before them.
@@ -103,6 +104,8 @@ def generate(
         ResourceLimitError: prefix, prompt and answer together do not fit the decoder's context.
     """
     requests = open_requests(decoder, prefix, prompt_ids, max_new_tokens, sampling, stop)
+    if len(requests) > 1:
+        settle(decoder, requests)
     rows = [request.row for request in requests]
     groups = [_Group(decoder, group, max_new_tokens) for group in _grouped(decoder, requests)]
     for count in range(1, max_new_tokens + 1):
@@ -126,12 +129,16 @@ class _Group:
         longest = max(len(r.prompt) for r in requests)
         begun = max(r.length - len(r.prompt) for r in requests)
         capacity = begun + longest + max_new_tokens - 1
-        prefixes = [r.prefix for r in requests if r.prefix is not None]
+        prefixes, unread = [r.prefix for r in requests if r.prefix is not None], None
+        if isinstance(first := requests[0].prefix, Unread):
+            prefixes, unread = [first.prefix] if first.prefix is not None else [], first.embeds
         self.cache = decoder.fork(prefixes, capacity) if prefixes else decoder.start(len(requests), capacity)
         filler = requests[0].prompt[0]
         ids = [[filler] * (longest - len(r.prompt)) + r.prompt for r in requests]
-        lengths = [len(r.prompt) for r in requests]
-        self._ids, self._lengths = torch.tensor(ids), lengths
+        self._lengths = None if len(requests) == 1 else [len(r.prompt) for r in requests]
+        self._next = decoder.embed(torch.tensor(ids))
+        if unread is not None:
+            self._next = torch.cat([unread, self._next], 1)
 
     @property
     def growing(self) -> bool:
@@ -139,13 +146,13 @@ class _Group:
 
     def step(self, *, last: bool) -> None:
         """Reads what is new, the prompts first, and gives every row that still grows its next token."""
-        logits, _ = self.decoder.extend(self.decoder.embed(self._ids), self.cache, lengths=self._lengths)
+        logits, _ = self.decoder.extend(self._next, self.cache, lengths=self._lengths)
         chosen = self._chosen(logits)
         for request, token in zip(self.requests, chosen, strict=True):
             if request.row.finish_reason is None:
                 request.row.forwards += 1
                 request.append(self.decoder, token, last=last)
-        self._ids, self._lengths = torch.tensor(chosen)[:, None], None
+        self._next, self._lengths = self.decoder.embed(torch.tensor(chosen)[:, None]), None
 
     def _chosen(self, logits: Tensor) -> list[int]:
         if all(r.choose.sampling.plain for r in self.requests):
@@ -180,6 +187,13 @@ def open_requests(
     for request in requests:
         check_room(decoder, request.length - len(request.prompt), len(request.prompt), max_new_tokens)
     return requests
+
+
+def settle(decoder: Decoder, requests: Sequence[Request]) -> None:
+    """Reads what is unread in front of their prompts, each once."""
+    read = {id(each): decoder.settled(each) for each in {id(r.prefix): r.prefix for r in requests}.values()}
+    for request in requests:
+        request.prefix = read[id(request.prefix)]
 
 
 def prefix_rows(prefix: Any) -> list[Any]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from mm.decoders.base import Decoder
 from mm.errors import InputError
 from mm.generation.drafts import Draft, Draws, Guess, Guesser, Lookup, draft_prefixes, guesser
-from mm.generation.loop import Request, Row, cancel_all, open_requests
+from mm.generation.loop import Request, Row, cancel_all, open_requests, settle
 from mm.generation.sampling import GREEDY, Sampling
 from mm.generation.walks import Walk, walking_together
 
@@ -56,6 +56,7 @@ def generate_speculatively(
     if not whole or not 1 <= tokens_per_step <= MOST_A_STEP:
         raise InputError(f"tokens_per_step: expected a whole number from 1 to {MOST_A_STEP}, got {tokens_per_step!r}")
     requests = open_requests(decoder, prefix, prompt_ids, max_new_tokens, sampling, stop)
+    settle(decoder, requests)
     begins = draft_prefixes(draft, decoder, requests, max_new_tokens)
     rows = [request.row for request in requests]
     groups = []
