@@ -16,7 +16,7 @@ from torch import Tensor
 Gelu = Literal["none", "tanh"]  # as torch spells it: exact, or by its approximation with tanh
 
 _WORTH, _LARGE = 2**25, 2**19  # products, elements of a weight; with fewer of both the call costs more than it saves
-_BLOCK = 192  # rows that oneDNN takes at once, on that processor
+_SLOW = (577, 578)  # rows; on that processor they take longer than 580, of the sizes around them these two alone
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: Gelu | None = None) -> Tensor:
@@ -35,11 +35,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: Gelu | None = N
 
 
 def _cut(x: Tensor) -> tuple[Tensor, ...]:
-    """The rows of x, in halves where a whole would leave a row or two of oneDNN's blocks over, which cost it as much as
-    a block. A picture of 24 x 24 patches and a class token has 577."""
+    """The rows of x, in halves where the whole is slow. A picture of 24 x 24 patches and a class token has 577."""
     rows = x.reshape(-1, x.shape[-1])
-    left_over = len(rows) > _BLOCK and len(rows) % _BLOCK in (1, 2)
-    return rows.tensor_split(2) if left_over and len(rows) < 4 * _BLOCK else (rows,)
+    return rows.tensor_split(2) if len(rows) in _SLOW else (rows,)
 
 
 def has_onednn() -> bool:

@@ -2,9 +2,10 @@
 
 One row times a matrix is bound by reading the matrix. In float32, on a CPU, the common routines read a row-major
 matrix at about half the speed of memory; laid out in blocks of some outputs it comes near to it (`Matrix`). Large
-matrices of the narrow dtypes, all but the last, are left to torch: the smallest difference in a layer's sums would grow
-to other words than transformers finds. In float32 the norms and sums are part of the products beside them; in bfloat16
-all is rounded where the library's modules round.
+matrices of the narrow dtypes, all but the last, are left to torch. In float32 the norms and sums are part of the
+products beside them; in bfloat16 all is rounded where the library's modules round. Norms and attention are summed in
+other orders than there, so in bfloat16 answers part from those of transformers where two words are about as likely;
+those of compiled rows do not.
 """
 
 from __future__ import annotations
