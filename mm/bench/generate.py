@@ -106,7 +106,7 @@ def cases(folder: Path, shape: str, dtype: str) -> list[Case]:
         compared(f"{QUESTIONS} questions about one picture, {shape}", questions, ANSWER),
     ]
     with warnings.catch_warnings(), contextlib.suppress(UserWarning):
-        warnings.simplefilter("error")  # which says that nothing could be compiled
+        warnings.filterwarnings("error", message="compile: ")  # nothing could be compiled
         found.insert(1, compared(f"{one}, compiled", prompt, NEW, compile=True))
     return found
 
@@ -132,7 +132,10 @@ class Peer:
     def __init__(self, folder: Path, dtype: str) -> None:
         from transformers import LlavaForConditionalGeneration
 
-        self.model: Any = LlavaForConditionalGeneration.from_pretrained(folder, dtype=dtype).eval()
+        from mm.encoders.transformers_weights import quiet
+
+        with quiet():
+            self.model: Any = LlavaForConditionalGeneration.from_pretrained(folder, dtype=dtype).eval()
         tower = self.model.config.vision_config
         self.side, self.picture = tower.image_size, self.model.config.image_token_id
         self._patches = (self.side // tower.patch_size) ** 2
@@ -166,6 +169,8 @@ def save_random(folder: Path, shape: Shape) -> None:
         SiglipVisionConfig,
     )
 
+    from mm.encoders.transformers_weights import quiet
+
     marks: Any = {"bos_token_id": 1, "eos_token_id": None, "pad_token_id": 0, "initializer_range": 0.1}
     text: Any = LlamaConfig(**shape.decoder, **marks)
     head: Any = {"vision_use_head": False}
@@ -175,7 +180,7 @@ def save_random(folder: Path, shape: Shape) -> None:
         vision_config=tower, text_config=text, image_token_index=words["<image>"],
         vision_feature_select_strategy="full", vision_feature_layer=-2, tie_word_embeddings=True,
     )  # fmt: skip
-    with torch.random.fork_rng():
+    with quiet(), torch.random.fork_rng():
         torch.manual_seed(0)
         LlavaForConditionalGeneration(config).save_pretrained(folder)
     side = {"height": tower.image_size, "width": tower.image_size}
