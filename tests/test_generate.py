@@ -103,6 +103,20 @@ def test_what_is_unread_may_differ_in_length_from_row_to_row(decoder) -> None:
     assert [row.ids for row in together] == [finished(decoder, row, prompt, 10)[0] for row in rows]
 
 
+def test_a_picture_that_several_prompts_are_about_is_read_once(decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts, extend = [], type(decoder).extend
+
+    def counting(self, embeds, *args, **how):
+        counts.append(tuple(embeds.shape[:2]))
+        return extend(self, embeds, *args, **how)
+
+    monkeypatch.setattr(type(decoder), "extend", counting)
+    unread = Unread(torch.randn(1, 20, decoder.lm.config.hidden_size))
+    prompts = [decoder.prompt_ids(words) for words in ("is it red?", "how many cats are there?", "describe")]
+    next(generate(decoder, unread, prompts, max_new_tokens=2))
+    assert counts == [(1, 20), (3, max(map(len, prompts)))]
+
+
 def test_a_full_context_is_an_error_that_says_how_much_fits(decoder) -> None:
     prefix = random_prefix(decoder, 1, decoder.context - 20)
     with pytest.raises(ResourceLimitError, match="at most 17 here"):

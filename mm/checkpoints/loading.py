@@ -55,9 +55,9 @@ def load(
     dtype="bfloat16". Answers may change: what a layer gives is off by about 1 %. With the decoder of `tiny` so rounded,
     96 scenes scored what they score without.
     compile: on a processor, the decoder writes each token of a single answer through routines that the system's C++
-    compiler builds in about a second: sooner, and in bfloat16 with the bits of transformers, so in the same words.
-    Where there is no compiler, or nothing is compiled for this decoder or processor, a warning says so and all goes on
-    without.
+    compiler builds in about a second: sooner, and in bfloat16, on a processor with AVX512-BF16, with the bits of
+    transformers, so in the same words. Where there is no compiler, or nothing is compiled for this decoder or
+    processor, a warning says so and all goes on without.
 
     Raises:
         CheckpointError: no such model, or its files are damaged or do not fit together.
