@@ -4,8 +4,8 @@ A ratio above 1 means that `mm` is faster. The peer is LLaVA: a SigLIP tower, tw
 picture, from its pixels on, read a prompt of `PROMPT` tokens and write `NEW` tokens, ours with and without compiled
 routines; or they answer `QUESTIONS` questions of `QUESTION` tokens about one picture in `ANSWER` tokens each. Rows of
 `int8` are ours with rounded weights of the decoder beside transformers in bfloat16.
-Random weights find most words about equally likely, so that there the tokens soon part; it says nothing of what
-rounding costs a trained model.
+Random weights find most words about equally likely, so tokens part at the first bit that differs. In bfloat16 only the
+compiled rows sum as the peer does; weights in int8 are others. It says nothing of what rounding costs a trained model.
 """
 
 from __future__ import annotations
