@@ -62,7 +62,7 @@ eval: $(VENV)/.installed ## measure the embedded weights; writes the scores and 
 pictures: $(VENV)/.installed ## draw the README's pictures anew
 	$(BIN)/python demos/read_picture.py
 	$(BIN)/mm segment demos/images/drawing.png -l "red car" -l "black cat" --save demos/images
-	$(BIN)/mm matte demos/images/drawing.png -l "black cat" --background gold --save demos/images
+	$(BIN)/mm matte demos/images/drawing.png -l "black cat" --over gold --save demos/images
 
 bench: $(VENV)/.installed ## time the library on this machine
 	$(BIN)/mm bench

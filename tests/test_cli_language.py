@@ -14,10 +14,13 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import mm
+from mm.checkpoints import loading
 from mm.cli.app import app
 from mm.cli.language import _answer
+from mm.kernels import row
 from mm.recipes.tokenizer import DEFAULT_PROMPT
 from mm.scenes import render_scene
+from tests.parity.llava_folders import VICUNA, processor, reference, saved
 
 
 @pytest.fixture(scope="module")
@@ -120,3 +123,47 @@ def test_a_signal_ends_an_answer_and_what_was_written_stays(
     written = capsys.readouterr().out.rstrip("\n")
     assert talk.turns == [(question, written)] and written
     assert len(written) < len(mm.caption(files[0]).text) and mm.caption(files[0]).text.startswith(written)
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A vision-language folder as others publish them."""
+    made = reference("clip_vision_model", "llama")
+    return saved(tmp_path_factory.mktemp("cli") / "folder", made, processor("clip_vision_model", made.config, VICUNA))
+
+
+def test_how_a_model_is_loaded_may_be_said(files: list[Path], published: Path) -> None:
+    asked = ["ask", files[0], "what is it?", "-m", published, "--max-new-tokens", 3, "--json"]
+    sources = []
+    for words in ([], ["--dtype", "bfloat16"], ["--dtype", "bfloat16", "--int8"]):
+        answer = invoke(*asked, *words)
+        assert answer.exit_code == 0, answer.stderr
+        sources.append(json.loads(answer.stdout)["result"]["source"]["dtype"])
+    assert sources == ["float32", "bfloat16", "bfloat16, decoder in int8"]
+    plain, words = invoke("caption", files[0]), ("--compile",)
+    assert invoke("caption", files[0], *words).stdout == plain.stdout
+    said = invoke("chat", files[0], *words, said="how many cats are there?\n").stdout
+    assert said == invoke("chat", files[0], said="how many cats are there?\n").stdout != ""
+
+
+def test_where_nothing_is_compiled_one_line_says_so(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setattr(loading, "_loaded", {})
+    monkeypatch.setattr(row, "library", row.library.__wrapped__)
+    answer = invoke("caption", *files, "--compile")
+    assert answer.exit_code == 0 and answer.stdout == invoke("caption", *files).stdout
+    notes = [line for line in answer.stderr.splitlines() if "no-such-compiler" in line]
+    assert len(notes) == 1 and notes[0].startswith("note: compile: ")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--dtype", "half"], "expected one of float32"),
+        (["--dtype", "bfloat16"], "runs in float32"),
+        (["--int8"], "int8"),
+    ],
+)
+def test_what_cannot_be_loaded_so_is_an_error_of_one_line(files: list[Path], words: list[str], message: str) -> None:
+    for answer in (invoke("caption", files[0], *words), invoke("chat", files[0], *words)):
+        assert answer.exit_code == 2 and message in answer.stderr and "Traceback" not in answer.stderr

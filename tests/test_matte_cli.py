@@ -60,7 +60,7 @@ def test_json_becomes_the_result_again(model: str, picture: Path) -> None:
 
 @pytest.mark.parametrize("colour", ["lime", "#00ff00"])
 def test_a_colour_lies_behind_the_subject(model: str, picture: Path, tmp_path: Path, colour: str) -> None:
-    assert run(picture, "-l", "red car", "-m", model, "--save", tmp_path, "--background", colour)[0] == 0
+    assert run(picture, "-l", "red car", "-m", model, "--save", tmp_path, "--over", colour)[0] == 0
     made = matte(picture, "red car", model=model)
     with Image.open(tmp_path / "scene_matte.png") as saved:
         assert saved.mode == "RGB"
@@ -72,14 +72,14 @@ def test_a_picture_lies_behind_the_subject_whatever_its_size(model: str, picture
     behind = tmp_path / "behind.png"
     Image.new("RGB", size, (9, 60, 200)).save(behind)
     out = tmp_path / "out"
-    assert run(picture, "-l", "red car", "-m", model, "--save", out, "--background", behind)[0] == 0
+    assert run(picture, "-l", "red car", "-m", model, "--save", out, "--over", behind)[0] == 0
     made = matte(picture, "red car", model=model)
     with Image.open(out / "scene_matte.png") as saved:
         np.testing.assert_array_equal(np.asarray(saved), np.asarray(made.over((9, 60, 200))))
 
 
 def test_what_is_neither_a_colour_nor_a_picture_is_refused(model: str, picture: Path) -> None:
-    code, said = run(picture, "-l", "red car", "-m", model, "--background", "no such thing")
+    code, said = run(picture, "-l", "red car", "-m", model, "--over", "no such thing")
     assert code == 2 and "neither a colour nor a picture" in " ".join(said.replace("│", " ").split())
 
 

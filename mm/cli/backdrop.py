@@ -1,4 +1,4 @@
-"""What a cut-out is laid on: the colour or the picture that `mm matte --background` names."""
+"""What a cut-out is laid on: the colour or the picture that `mm matte --over` names."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _on_picture(name: str, allow_urls: bool) -> Callable[[Matte], Image.Image]:
     try:
         picture = open_image(name, allow_urls=allow_urls)
     except MMError as error:
-        raise typer.BadParameter(f"--background is neither a colour nor a picture: {error}") from error
+        raise typer.BadParameter(f"--over is neither a colour nor a picture: {error}") from error
 
     def over(matte: Matte) -> Image.Image:
         if picture.size_hw == matte.size_hw:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import signal
 import sys
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any
@@ -29,6 +30,12 @@ Temperature = Annotated[
 ]
 TopP = Annotated[float | None, typer.Option(help="Draw from the likeliest words that hold this probability together.")]
 Seed = Annotated[int | None, typer.Option(help="Of the chance: equal seeds draw equal answers.")]
+Dtype = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="float32, bfloat16, float16 or auto; for models as others publish them."),
+]
+Int8 = Annotated[bool, typer.Option("--int8", help="The decoder's weights in 8 bits, with --dtype bfloat16.")]
+Compile = Annotated[bool, typer.Option("--compile", help="Build routines for this processor first; words come sooner.")]
 
 
 def caption(
@@ -41,6 +48,9 @@ def caption(
     top_p: TopP = None,
     seed: Seed = None,
     model: Model = "tiny",
+    dtype: Dtype = None,
+    int8: Int8 = False,
+    compile: Compile = False,
     cache: Cache = None,
     json: Json = False,
     save: Save = None,
@@ -56,7 +66,8 @@ def caption(
     from mm.tasks.caption import caption as task
 
     def work(picture: Any, **how: Any) -> Any:
-        return task(picture, model=model, cache=cache, prompt=prompt, max_new_tokens=max_new_tokens, **how)
+        by = _model(model, "caption" if prompt is None else "ask", dtype, int8, compile)
+        return task(picture, model=by, cache=cache, prompt=prompt, max_new_tokens=max_new_tokens, **how)
 
     _write("caption", images, work, _manner(stream, draft, temperature, top_p, seed), json, save, allow_urls)
 
@@ -71,6 +82,9 @@ def ask(
     top_p: TopP = None,
     seed: Seed = None,
     model: Model = "tiny",
+    dtype: Dtype = None,
+    int8: Int8 = False,
+    compile: Compile = False,
     cache: Cache = None,
     json: Json = False,
     save: Save = None,
@@ -85,7 +99,8 @@ def ask(
     from mm.tasks.ask import ask as task
 
     def work(picture: Any, **how: Any) -> Any:
-        return task(picture, question, model=model, cache=cache, max_new_tokens=max_new_tokens, **how)
+        by = _model(model, "ask", dtype, int8, compile)
+        return task(picture, question, model=by, cache=cache, max_new_tokens=max_new_tokens, **how)
 
     _write("ask", [image], work, _manner(stream, draft, temperature, top_p, seed), json, save, allow_urls)
 
@@ -98,6 +113,9 @@ def chat(
     top_p: TopP = None,
     seed: Seed = None,
     model: Model = "tiny",
+    dtype: Dtype = None,
+    int8: Int8 = False,
+    compile: Compile = False,
     cache: Cache = None,
     allow_urls: AllowUrls = False,
 ) -> None:
@@ -105,7 +123,7 @@ def chat(
 
     \b
     mm chat drawing.png
-    mm chat photo.jpg --model photo
+    mm chat photo.jpg --model photo --dtype bfloat16 --compile
 
     \b
     /new IMAGE  look at another picture
@@ -119,23 +137,29 @@ def chat(
 
     try:
         how = _manner(False, draft, temperature, top_p, seed)
-        talk = Chat(image, model=model, cache=cache, max_new_tokens=max_new_tokens, allow_urls=allow_urls, **how)
+        by = _model(model, "ask", dtype, int8, compile)
+        talk = Chat(image, model=by, cache=cache, max_new_tokens=max_new_tokens, allow_urls=allow_urls, **how)
     except (MMError, OSError) as error:
         typer.echo(f"error: {visible(str(error))}", err=True)
         raise typer.Exit(2) from error
-    terminal = sys.stdin.isatty()
-    if terminal:
-        with suppress(ImportError):
-            import readline  # noqa: F401  (gives `input` its editing and history)
-        typer.echo(f"{visible(talk.picture.name)}: ask away. /help tells more.", err=True)
-    while (line := _line(terminal)) is not None:
-        if line in ("/quit", "/exit"):
-            return
-        if line:
-            try:
-                _turn(talk, line)
-            except (MMError, OSError) as error:  # the conversation goes on
-                typer.echo(f"error: {visible(str(error))}", err=True)
+    _converse(talk)
+
+
+def _model(name: str, task: str, dtype: str | None, int8: bool, compile: bool) -> Any:
+    """The name, which tasks load as they do by default; or, where more is said, what `mm.load` makes of it."""
+    if dtype is None and not int8 and not compile:
+        return name
+    from mm.checkpoints.loading import load
+    from mm.checkpoints.photo import for_task
+
+    given: Any = {} if dtype is None else {"dtype": dtype}
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("ignore")
+        warnings.filterwarnings("always", message="compile: ")
+        made = load(for_task(name, task), int8=int8, compile=compile, **given)
+    for warning in said:
+        typer.echo(f"note: {warning.message}", err=True)
+    return made
 
 
 def _manner(
@@ -168,6 +192,26 @@ def _write(
         raise typer.BadParameter("--stream writes words as they come, --json whole lines; give one of them")
     request = Request(task, names, json, save, allow_urls, stream=bool(how.get("stream")))
     run_pictures(request, lambda picture: work(picture, **how), render.caption)
+
+
+def _converse(talk: Chat) -> None:
+    """Reads lines and answers them until the last."""
+    from mm.errors import MMError
+    from mm.results.lettering import visible
+
+    terminal = sys.stdin.isatty()
+    if terminal:
+        with suppress(ImportError):
+            import readline  # noqa: F401  (gives `input` its editing and history)
+        typer.echo(f"{visible(talk.picture.name)}: ask away. /help tells more.", err=True)
+    while (line := _line(terminal)) is not None:
+        if line in ("/quit", "/exit"):
+            return
+        if line:
+            try:
+                _turn(talk, line)
+            except (MMError, OSError) as error:  # the conversation goes on
+                typer.echo(f"error: {visible(str(error))}", err=True)
 
 
 def _line(terminal: bool) -> str | None:

@@ -108,7 +108,7 @@ def segment(
 def matte(
     images: Images,
     label: Annotated[str, typer.Option("--label", "-l", metavar="TEXT", help="What to cut out.")],
-    background: Annotated[
+    over: Annotated[
         str | None,
         typer.Option(metavar="COLOUR|IMAGE", help="What --save lays it on: a colour (red, #fc0) or a picture."),
     ] = None,
@@ -139,7 +139,7 @@ def matte(
     from mm.cli.run import Request, run_pictures
     from mm.tasks.matte import matte as task
 
-    laid = backdrop(background, allow_urls)
+    laid = backdrop(over, allow_urls)
     run_pictures(
         Request("matte", images, json, save, allow_urls),
         lambda picture: task(picture, label, model=model, method="trimap" if matter else "clipmat", matter=matter),
