@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from mm.bench.timing import Step, times_of
 from mm.encoders.build import Dtype, load_encoder
+from mm.encoders.transformers_weights import quiet
 from mm.images import open_image
 from mm.pictures.side_by_side import side_by_side
 
@@ -54,7 +55,7 @@ def run(repeats: int = 10, batch: int = 8, small: bool = False, progress: bool =
     batch: pictures or texts in one pass. small: towers of a few thousand weights, to test the measuring itself.
     """
     rows: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as home, torch.inference_mode():
+    with tempfile.TemporaryDirectory() as home, torch.inference_mode(), quiet():
         files = pictures(Path(home), batch)
         texts = [" ".join(_WORDS[(i + k * (i + 3)) % len(_WORDS)] for k in range(4 + i % 9)) for i in range(batch)]
         for case in tqdm(CASES, disable=not progress, leave=False, unit="encoder"):

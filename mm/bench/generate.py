@@ -67,9 +67,11 @@ def run(repeats: int = 5, shapes: tuple[str, ...] = tuple(SHAPES), progress: boo
 
     same_tokens: the part of the greedy tokens, up to the first that differs, that both ways agree on.
     """
+    from mm.encoders.transformers_weights import quiet
+
     rows: list[dict[str, Any]] = []
     plan = [(shape, dtype) for shape in shapes for dtype in DTYPES]
-    with tempfile.TemporaryDirectory() as home:
+    with tempfile.TemporaryDirectory() as home, quiet():
         for shape in shapes:
             save_random(Path(home, shape), SHAPES[shape])
         for shape, dtype in tqdm(plan, disable=not progress, leave=False, unit="model"):
@@ -132,10 +134,7 @@ class Peer:
     def __init__(self, folder: Path, dtype: str) -> None:
         from transformers import LlavaForConditionalGeneration
 
-        from mm.encoders.transformers_weights import quiet
-
-        with quiet():
-            self.model: Any = LlavaForConditionalGeneration.from_pretrained(folder, dtype=dtype).eval()
+        self.model: Any = LlavaForConditionalGeneration.from_pretrained(folder, dtype=dtype).eval()
         tower = self.model.config.vision_config
         self.side, self.picture = tower.image_size, self.model.config.image_token_id
         self._patches = (self.side // tower.patch_size) ** 2
@@ -169,8 +168,6 @@ def save_random(folder: Path, shape: Shape) -> None:
         SiglipVisionConfig,
     )
 
-    from mm.encoders.transformers_weights import quiet
-
     marks: Any = {"bos_token_id": 1, "eos_token_id": None, "pad_token_id": 0, "initializer_range": 0.1}
     text: Any = LlamaConfig(**shape.decoder, **marks)
     head: Any = {"vision_use_head": False}
@@ -180,7 +177,7 @@ def save_random(folder: Path, shape: Shape) -> None:
         vision_config=tower, text_config=text, image_token_index=words["<image>"],
         vision_feature_select_strategy="full", vision_feature_layer=-2, tie_word_embeddings=True,
     )  # fmt: skip
-    with quiet(), torch.random.fork_rng():
+    with torch.random.fork_rng():
         torch.manual_seed(0)
         LlavaForConditionalGeneration(config).save_pretrained(folder)
     side = {"height": tower.image_size, "width": tower.image_size}

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from mm.bench.encoders import byte_tokenizer, pictures
 from mm.bench.timing import Step, times_of
+from mm.encoders.transformers_weights import quiet
 from mm.tasks.detect import detect
 from mm.tasks.segment import segment
 
@@ -30,7 +31,7 @@ def run_detect(repeats: int = 3, small: bool = False, progress: bool = False) ->
 
     small: a detector of a few thousand weights, to test the measuring itself.
     """
-    with tempfile.TemporaryDirectory() as home:
+    with tempfile.TemporaryDirectory() as home, quiet():
         (file,) = pictures(Path(home), 1)
         folder = Path(home, "owlvit")
         _make_owlvit(folder, small)
@@ -48,7 +49,7 @@ def run_detect(repeats: int = 3, small: bool = False, progress: bool = False) ->
 
 def run_segment(repeats: int = 3, small: bool = False, progress: bool = False) -> list[dict[str, Any]]:
     """Rows ``prompts, ms, peer_ms, ratio`` on a CLIPSeg of the rd64 shape at 352 pixels."""
-    with tempfile.TemporaryDirectory() as home:
+    with tempfile.TemporaryDirectory() as home, quiet():
         (file,) = pictures(Path(home), 1)
         folder = Path(home, "clipseg")
         _make_clipseg(folder, small)
