@@ -94,7 +94,7 @@ def generate(
     prefix: what the decoder has read, for every row of it or, with one row, for every prompt; a list of such prefixes,
         which may differ in length; `Unread`, which one row alone reads at once with its prompt; or None. It is left as
         it was.
-    prompt_ids: one prompt for all rows, or one for each. Rows answer in a batch what they answer alone.
+    prompt_ids: one prompt for all rows, or one for each. In float32 rows answer in a batch what they answer alone.
     sampling: one for all rows, or one for each.
     stop: strings that end an answer; the text ends before them.
     cancel: once it is set, unfinished rows end as `cancelled` at their next token. Closing the iterator ends it too.
