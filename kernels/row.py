@@ -24,7 +24,7 @@ from torch import Tensor
 AT_ONCE = 32  # inputs read at once: those of a layer have to be a multiple of it
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fopenmp", "-shared", "-fPIC")
 _KINDS = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
-_TRIALS = 4  # rows that a matrix is tried on
+_TRIALS, _ROWS = 4, 512  # rows that a matrix is tried on; outputs that are enough to see an order by
 _LENGTHS = (3, 16, 45, 130, 517, 1290)  # keys that attention is tried on; torch takes 512 at once
 
 
@@ -126,21 +126,27 @@ class Projection:
         return out
 
     def check(self) -> None:
-        """Compares norm and layers with torch's own on rows whose numbers differ so much in size that the order in
-        which they are summed shows. In bfloat16 the smallest difference would grow to other words.
+        """Compares norm and layers with torch's own, and sums of as many numbers where nothing but rounding decides. In
+        bfloat16 the smallest difference would grow to other words.
 
         Raises:
             NotCompiled: torch sums in another order on this processor.
         """
-        weights, biases, _, norm = self._kept
         chance = torch.Generator().manual_seed(0)
+        for weight in self._kept[0]:
+            small = _cancelling((min(len(weight), _ROWS), self.inputs), chance).to(self.dtype)
+            self._compare(Projection([small], [None], [None], dtype=self.dtype), torch.ones_like(small[0]))
         for _ in range(_TRIALS):
             row = torch.randn(self.inputs, generator=chance)
-            row = (row * 2.0 ** torch.randint(-8, 9, (self.inputs,), generator=chance)).to(self.dtype)
-            given = row if norm is None else _normed(row, norm, self._epsilon)
-            theirs = torch.cat([F.linear(given, w, b) for w, b in zip(weights, biases, strict=True)])
-            if not torch.equal(self(row), theirs):
-                raise NotCompiled("torch sums in another order on this processor")
+            self._compare(self, (row * 2.0 ** torch.randint(-8, 9, row.shape, generator=chance)).to(self.dtype))
+
+    @staticmethod
+    def _compare(made: Projection, row: Tensor) -> None:
+        weights, biases, _, norm = made._kept
+        given = row if norm is None else _normed(row, norm, made._epsilon)
+        theirs = torch.cat([F.linear(given, w, b) for w, b in zip(weights, biases, strict=True)])
+        if not torch.equal(made(row), theirs):
+            raise NotCompiled("torch sums in another order on this processor")
 
 
 def _normed(row: Tensor, norm: Tensor, epsilon: float) -> Tensor:

@@ -33,7 +33,7 @@ from mm.kernels.int8 import rounded
 from mm.kernels.row import NotCompiled, Projection, Rotation
 from tests.parity.llava_folders import CHATML, processor, reference, saved
 
-SIZE: dict[str, Any] = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+SIZE: dict[str, Any] = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
         "vocab_size": 131, "intermediate_size": 96, "max_position_embeddings": 64}  # fmt: skip
 KINDS: dict[str, Any] = {
     "llama": LlamaConfig, "mistral": MistralConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config,
@@ -146,7 +146,7 @@ def test_a_token_is_turned_and_put_in_its_place_alone(_: Any, dtype: torch.dtype
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_steps_equal_the_module(kind: str, dtype: torch.dtype) -> None:
-    made, tokens = decoder(kind, dtype), torch.randn(1, 8, 64).to(dtype)
+    made, tokens = decoder(kind, dtype), torch.randn(1, 8, 128).to(dtype)
     with torch.inference_mode():
         full = made.lm(inputs_embeds=tokens).logits.float()
     compiled(made)
@@ -159,7 +159,7 @@ def test_steps_equal_the_module(kind: str, dtype: torch.dtype) -> None:
 def test_answers_stay_the_same_with_one_thread_and_with_several_answers_at_once(kind: str, dtype: torch.dtype) -> None:
     plain, made = decoder(kind, dtype), decoder(kind, dtype)
     compiled(made)
-    prefix = torch.randn(1, 3, 64).to(dtype)
+    prefix = torch.randn(1, 3, 128).to(dtype)
 
     def answer(by: CausalDecoder, prompt: list[int]) -> list[int]:
         *_, rows = generate(by, by.extend(prefix)[1], [prompt], max_new_tokens=12)
@@ -182,7 +182,7 @@ def test_answers_stay_the_same_with_one_thread_and_with_several_answers_at_once(
 def test_an_answer_may_begin_with_a_single_token() -> None:
     plain, made = decoder("llama", torch.float32), decoder("llama", torch.float32)
     compiled(made)
-    token = torch.randn(1, 1, 64)
+    token = torch.randn(1, 1, 128)
     torch.testing.assert_close(made.extend(token)[0], plain.extend(token)[0])
 
 
@@ -191,13 +191,13 @@ def test_weights_in_8_bits_are_compiled_too() -> None:
     for each in (plain, made):
         to_int8(each.lm, "small")
     compiled(made)
-    tokens = torch.randn(1, 8, 64).to(torch.bfloat16)
+    tokens = torch.randn(1, 8, 128).to(torch.bfloat16)
     expected = steps(plain, tokens)
     assert (steps(made, tokens) - expected).abs().max() <= 0.02 * expected.abs().max()
 
 
 def test_training_shows_in_the_next_answer_and_copies_use_their_own_weights() -> None:
-    made, tokens = decoder("llama", torch.float32), torch.randn(1, 8, 64)
+    made, tokens = decoder("llama", torch.float32), torch.randn(1, 8, 128)
     was = compiled(made)
     before = steps(made, tokens)
     other = copy.deepcopy(made)
@@ -264,7 +264,7 @@ def test_the_compiler_is_called_with_the_options_that_cxx_names(_: Any, monkeypa
 
 
 def test_weights_that_can_no_longer_be_compiled_are_left_to_torch() -> None:
-    made, tokens = decoder("llama", torch.float32), torch.randn(1, 8, 64)
+    made, tokens = decoder("llama", torch.float32), torch.randn(1, 8, 128)
     compiled(made)
     made.lm.to(torch.float64)
     with torch.inference_mode():

@@ -80,34 +80,37 @@ def test_heads_of_an_uneven_width_are_left_to_torch(_: Any) -> None:
         Attention(2, 2, 24, 0.2)
 
 
-def lively(kind: str) -> Any:
-    """A model whose next word hangs on every bit."""
+def decoder(kind: str, spread: float) -> tuple[CausalDecoder, bool]:
+    """Compiled where this machine can, and whether it then has to give the same bits. spread: of the weights; with
+    large ones the next word hangs on every bit."""
     torch.manual_seed(0)
-    config = KINDS[kind](**SIZE | {"hidden_size": 128, "initializer_range": 0.3, "max_position_embeddings": 700})
-    return AutoModelForCausalLM.from_config(config).bfloat16().eval().requires_grad_(False)
+    config = KINDS[kind](**SIZE | {"initializer_range": spread})
+    lm = AutoModelForCausalLM.from_config(config).bfloat16().eval().requires_grad_(False)
+    made = CausalDecoder(lm, SimpleNamespace(eos_token_id=None))
+    with contextlib.suppress(NotCompiled):
+        made.compile_rows()
+    return made, made.compiled and exact(Attention(4, 2, 32, 32**-0.5))
 
 
 @pytest.mark.parametrize("_", HERE)
 @pytest.mark.parametrize("kind", KINDS)
 def test_in_bfloat16_a_decoder_gives_the_bits_of_transformers(_: Any, kind: str) -> None:
-    lm = lively(kind)
-    made = CausalDecoder(lm, SimpleNamespace(eos_token_id=None))
-    with contextlib.suppress(NotCompiled):
-        made.compile_rows()
-    same = made.compiled and exact(Attention(4, 2, 32, 32**-0.5))
+    made, same = decoder(kind, 0.3)
+    if not same:
+        made, _ = decoder(kind, 0.05)
+    lm, tokens = made.lm, []
     chance = torch.Generator().manual_seed(1)
-    begun, tokens = torch.randn(1, 37, 128, generator=chance).bfloat16(), []
+    begun = torch.randn(1, 37, 128, generator=chance).bfloat16()
     with torch.inference_mode():
         theirs = lm(inputs_embeds=begun, past_key_values=DynamicCache(config=lm.config), use_cache=True)
         cache = made.start(1, 100)
         logits, _ = made.extend(begun, cache)
-        for _ in range(40):
+        for _ in range(20):
             expected = theirs.logits[0, -1].float()
-            if same:
-                assert torch.equal(logits[0], expected)
-            torch.testing.assert_close(logits[0], expected, atol=0.1 * expected.abs().max().item(), rtol=0)
+            assert not same or torch.equal(logits[0], expected)
+            torch.testing.assert_close(logits[0], expected, atol=0.05 * expected.abs().max().item(), rtol=0)
             tokens.append(int(expected.argmax()))
             one = torch.tensor([[tokens[-1]]])
             theirs = lm(input_ids=one, past_key_values=theirs.past_key_values, use_cache=True)
             logits, _ = made.extend(made.embed(one), cache)
-    assert len(set(tokens)) > 5
+    assert not same or len(set(tokens)) > 5
