@@ -143,15 +143,16 @@ class Projection:
     @staticmethod
     def _compare(made: Projection, row: Tensor) -> None:
         weights, biases, _, norm = made._kept
-        given = row if norm is None else _normed(row, norm, made._epsilon)
+        given = row if norm is None else rms_norm(row, norm, made._epsilon)
         theirs = torch.cat([F.linear(given, w, b) for w, b in zip(weights, biases, strict=True)])
         if not torch.equal(made(row), theirs):
             raise NotCompiled("torch sums in another order on this processor")
 
 
-def _normed(row: Tensor, norm: Tensor, epsilon: float) -> Tensor:
-    wide = row.float()
-    return norm * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + epsilon)).to(row.dtype)
+def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    """Root mean square norm (Zhang and Sennrich, 2019) in float32, rounded before the weight is applied."""
+    wide = x.float()
+    return weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + epsilon)).to(x.dtype)
 
 
 class Rotation:

@@ -174,7 +174,7 @@ def _tower(
             f"config.json: no image tower {config.model_type!r} is read here.{nearest(config.model_type, _TOWERS)}"
         )
     model = build_model(folder, getattr(transformers, _TOWERS[config.model_type]), config, tensors, dtype=dtype)
-    # With random weights the last bit of a feature is another word. In float32 nothing rounds so coarsely.
+    # A decoder may make another word of a feature's last bit; in narrow dtypes quick layers round otherwise.
     settle(model, train=False, quick=model.dtype == torch.float32)
     width = config.hidden_size
     spec = EncoderSpec(

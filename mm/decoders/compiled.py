@@ -7,6 +7,7 @@ torch is the activation, and attention in float32 or where the compiled one has 
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -28,8 +29,7 @@ class CompiledRows:
     """
 
     def __init__(self, layers: Sequence[Layer], norm: Any, head: nn.Linear) -> None:
-        attention: dict[tuple, _Attend] = {}
-        self.layers = [_CompiledRow(layer, attention) for layer in layers]
+        self.layers = [_CompiledRow(layer) for layer in layers]
         self.head = _projection(head, norm=norm)
         kinds = {(p.inputs, p.outputs, p.biased): p for row in self.layers for p in row.projections}
         for kind in (*kinds.values(), self.head):
@@ -48,9 +48,7 @@ _Attend = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 
 
 class _CompiledRow:
-    """attention: of earlier layers, by its shape."""
-
-    def __init__(self, layer: Layer, attention: dict[tuple, _Attend]) -> None:
+    def __init__(self, layer: Layer) -> None:
         self.qkv, self.out = _projection(*layer.qkv, norm=layer.before), _projection(layer.out)
         self.gate_up, self.down = _projection(*layer.gate_up, norm=layer.between), _projection(layer.down)
         norms = layer.norms and (layer.norms[0].weight, layer.norms[1].weight)
@@ -59,10 +57,7 @@ class _CompiledRow:
             layer.heads, layer.shared, layer.head_width, norms, epsilon, dtype=layer.before.weight.dtype
         )
         self.act, self.token = layer.quick_act, (1, layer.shared, 1, layer.head_width)
-        shape = layer.heads, layer.shared, layer.head_width, layer.scale
-        if shape not in attention:
-            attention[shape] = _attention(*shape, dtype=layer.before.weight.dtype)
-        self.attend = attention[shape]
+        self.attend = _attention(layer.heads, layer.shared, layer.head_width, layer.scale, layer.before.weight.dtype)
 
     @property
     def projections(self) -> list[Projection]:
@@ -77,7 +72,9 @@ class _CompiledRow:
         return self.down(self.act(gate) * up, x)
 
 
-def _attention(heads: int, shared: int, width: int, scale: float, *, dtype: torch.dtype) -> _Attend:
+@functools.cache
+def _attention(heads: int, shared: int, width: int, scale: float, dtype: torch.dtype) -> _Attend:
+    """Compared with torch's once a process; it is the same for all layers of a decoder."""
     if dtype == torch.bfloat16:
         with contextlib.suppress(NotCompiled):
             made = Attention(heads, shared, width, scale)

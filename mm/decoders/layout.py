@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mm.decoders.int8 import Int8Linear
 from mm.kernels.cache import KVCache
+from mm.kernels.row import rms_norm
 
 # Llama, and those that differ from it by a bias or by a norm of queries and keys.
 LAYOUTS = ("llama", "mistral", "qwen2", "qwen3")
@@ -76,7 +77,5 @@ class Kept:
 
 
 def rms(x: Tensor, norm: Any) -> Tensor:
-    """Root mean square norm (Zhang and Sennrich, 2019) in float32, rounded before the weight is applied."""
-    wide = x.float()
-    wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + norm.variance_epsilon)
-    return norm.weight * wide.to(x.dtype)
+    """`rms_norm` by a module of transformers."""
+    return rms_norm(x, norm.weight, norm.variance_epsilon)
